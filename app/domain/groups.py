@@ -1,0 +1,103 @@
+"""What all groups of a spec share: strict keys with suggestions, aliases, and refusal of what is not built."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.domain import aliases
+
+
+class NotBuilt:
+    """Marks a field, or some values of a field, that the design names and this version refuses.
+
+    Args:
+        values: The refused values; none means everything but the default.
+    """
+
+    def __init__(self, *values: object) -> None:
+        self.values = values
+
+    def refuses(self, value: object, default: object) -> bool:
+        return value in self.values if self.values else value != default
+
+
+class Group(BaseModel):
+    """Base of every group: unknown keys are errors with the nearest valid key."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    group_name: ClassVar[str] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _canonical_keys(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        return canonical(raw, cls)
+
+    @model_validator(mode="after")
+    def _refuse_not_built(self) -> Self:
+        for key, field in type(self).model_fields.items():
+            for marker in field.metadata:
+                default = field.get_default(call_default_factory=True)
+                if isinstance(marker, NotBuilt) and marker.refuses(getattr(self, key), default):
+                    raise not_available(key, getattr(self, key), default)
+        return self
+
+
+def canonical(raw: Mapping[str, Any], group: type[Group]) -> dict[str, Any]:
+    """Return the keys of `raw` under our names.
+
+    Raises:
+        PydanticCustomError: A key is unknown, or an alias contradicts its key.
+    """
+    fields = group.model_fields
+    names = aliases.of_group(group.group_name)
+    result: dict[str, Any] = {key: value for key, value in raw.items() if key in fields}
+    for name, value in raw.items():
+        if name in fields:
+            continue
+        if name not in names:
+            raise unknown_key(name, [*fields, *names])
+        result = {**result, names[name]: resolve_alias(name, value, names[name], result)}
+    return result
+
+
+def resolve_alias(name: str, value: object, key: str, given: Mapping[str, Any]) -> object:
+    """Return the value of `key` given under `name`, unless `given` already says otherwise."""
+    try:
+        translated = aliases.translate(name, value)
+    except aliases.AliasConflict as conflict:
+        raise PydanticCustomError(
+            "alias_conflict", "{problem}", {"problem": conflict.message, "key": conflict.name}
+        ) from conflict
+    if key in given and given[key] != translated:
+        raise PydanticCustomError(
+            "alias_conflict",
+            "{key} is another name of {target}: got {second} and {first}; give one of them",
+            {"key": name, "target": key, "first": repr(given[key]), "second": repr(translated)},
+        )
+    return translated
+
+
+def unknown_key(name: str, known: list[str], *, extra_hint: str = "") -> PydanticCustomError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = extra_hint or (
+        f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(sorted(set(known)))}"
+    )
+    return PydanticCustomError(
+        "unknown_key", "unknown key {key}; {hint}", {"key": name, "hint": hint}
+    )
+
+
+def not_available(key: str, value: object, default: object) -> PydanticCustomError:
+    return PydanticCustomError(
+        "not_available",
+        "{key} = {value} is not available in this version; leave it out (default {default})",
+        {"key": key, "value": repr(value), "default": repr(default)},
+    )

@@ -1,0 +1,17 @@
+"""Generated ids: the only names that become parts of a path."""
+
+import re
+import secrets
+import time
+
+ID_PATTERN = r"^[a-z]+-[0-9a-f]{24}$"
+_ID = re.compile(ID_PATTERN)
+
+
+def new(prefix: str) -> str:
+    """Make an id such as `job-0199c2f4a1b3e07d5c2f9a81`, sortable by creation time to the millisecond."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+
+
+def is_id(text: str, prefix: str) -> bool:
+    return bool(_ID.match(text)) and text.startswith(f"{prefix}-")

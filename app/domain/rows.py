@@ -1,0 +1,163 @@
+"""One line of a data set: the three row formats, and the rules that decide whether a row can be trained on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+RowFormat = Literal["chat", "prompt-completion", "text"]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_LINE_BYTES = 1_048_576
+MAX_NESTING = 32
+
+
+class BadRow(Exception):
+    """A line that cannot be trained on.
+
+    Args:
+        reason: Stable name of the kind of fault.
+        message: What is wrong and what to do, without the line number.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """A conversation; assistant turns are the targets."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class PromptCompletionRow:
+    """Two plain strings; the completion is the target."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """Plain text; all of it is the target."""
+
+    text: str
+
+
+Row = ChatRow | PromptCompletionRow | TextRow
+
+
+def parse_line(line: bytes) -> Row:
+    """Read one JSONL line.
+
+    Raises:
+        BadRow: The line is not UTF-8, not JSON, or not a row of a known format.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(
+            "not_utf8", f"not UTF-8 (byte {error.start} of the line); save the file as UTF-8"
+        ) from error
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("bad_json", f"not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise BadRow("not_an_object", f"expected a JSON object, got {type(record).__name__}")
+    return parse_record(record)
+
+
+def parse_record(record: Mapping[str, Any]) -> Row:
+    """Read one decoded row; the keys decide the format.
+
+    Raises:
+        BadRow: No known format has these keys, or a value is of the wrong type.
+    """
+    if "messages" in record:
+        return ChatRow(_messages(record["messages"], "messages"))
+    if "prompt" in record or "completion" in record:
+        return _prompt_completion(record)
+    if "text" in record:
+        return TextRow(_text(record["text"], "text"))
+    keys = ", ".join(sorted(map(str, record))) or "none"
+    raise BadRow(
+        "unknown_format",
+        f"no messages, no prompt and completion, and no text; keys found: {keys[:200]}",
+    )
+
+
+def format_of(row: Row) -> RowFormat:
+    match row:
+        case ChatRow():
+            return "chat"
+        case PromptCompletionRow():
+            return "prompt-completion"
+        case TextRow():
+            return "text"
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise BadRow("bad_messages", f"{name} must be a list of at least one message")
+    messages = tuple(_message(item, f"{name}[{index}]") for index, item in enumerate(value))
+    if not any(message.role == "assistant" for message in messages):
+        raise BadRow(
+            "no_assistant_turn", f"{name} has no assistant turn, so there is nothing to learn from"
+        )
+    return messages
+
+
+def _message(value: Any, name: str) -> Message:
+    if not isinstance(value, dict):
+        raise BadRow("bad_messages", f"{name} must be an object with role and content")
+    role = value.get("role")
+    if role is None:
+        raise BadRow("no_role", f"{name} has no role; give one of: {', '.join(ROLES)}")
+    if role not in ROLES:
+        raise BadRow(
+            "unknown_role", f"{name}.role is {str(role)[:40]!r}; give one of: {', '.join(ROLES)}"
+        )
+    unsupported = sorted(set(value) - {"role", "content"})
+    if unsupported:
+        raise BadRow(
+            "unsupported_key",
+            f"{name} has {', '.join(unsupported)[:80]}, which is not available in this version",
+        )
+    return Message(role, _text(value.get("content"), f"{name}.content"))
+
+
+def _prompt_completion(record: Mapping[str, Any]) -> Row:
+    missing = [key for key in ("prompt", "completion") if key not in record]
+    if missing:
+        raise BadRow(
+            "missing_key",
+            f"{missing[0]} is missing beside {'prompt' if 'prompt' in record else 'completion'}",
+        )
+    prompt, completion = record["prompt"], record["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return ChatRow(_messages([*prompt, *completion], "prompt + completion"))
+    row = PromptCompletionRow(
+        _text(prompt, "prompt", may_be_empty=True), _text(completion, "completion")
+    )
+    return row
+
+
+def _text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        kind = "missing" if value is None else f"a {type(value).__name__}"
+        raise BadRow("bad_type", f"{name} must be a string, it is {kind}")
+    if not value and not may_be_empty:
+        raise BadRow("empty", f"{name} is empty")
+    if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise BadRow("not_utf8", f"{name} holds half of a surrogate pair, which is no character")
+    return value

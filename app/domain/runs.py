@@ -1,0 +1,76 @@
+"""What the worker tells the trainer: run.json at the start, commands on the control pipe after that."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from app.domain.rows import RowFormat
+from app.domain.spec import JobSpec
+
+RUN_FILE = "run.json"
+EVENTS_FILE = "events.jsonl"
+LOG_FILE = "trainer.log"
+SPEC_FILE = "spec.json"
+FINAL_FOLDER = "final"
+
+StopReason = Literal["pause", "cancel", "drain"]
+
+
+class ResumePoint(BaseModel):
+    """A verified checkpoint to continue from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    step: int
+    manifest_sha256: str
+
+
+class RunFile(BaseModel):
+    """Everything a trainer needs; it knows no database and no broker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_id: str
+    attempt: int
+    fence: int
+    spec: JobSpec
+    model_folder: Path
+    dataset_file: Path
+    dataset_format: RowFormat
+    dataset_sha256: str
+    attempt_folder: Path
+    cache_folder: Path
+    device: Literal["cpu", "cuda"]
+    device_index: int
+    lock_file: Path
+    num_threads: int
+    resume: ResumePoint | None = None
+
+
+class StopCommand(BaseModel):
+    """One JSON line on the control pipe; the trainer stops at the next step boundary.
+
+    `pause` and `drain` save a checkpoint first, `cancel` does not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stop: StopReason
+
+
+def checkpoint_folder_name(step: int) -> str:
+    return f"checkpoint-{step}"
+
+
+def attempt_folder(home: Path, job_id: str, attempt: int) -> Path:
+    return job_folder(home, job_id) / "attempts" / str(attempt)
+
+
+def job_folder(home: Path, job_id: str) -> Path:
+    return home / "jobs" / job_id
+
+
+def checkpoint_folder(home: Path, job_id: str, attempt: int, step: int) -> Path:
+    return attempt_folder(home, job_id, attempt) / checkpoint_folder_name(step)

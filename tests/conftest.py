@@ -1,0 +1,3 @@
+"""Fixtures of all tests, by subject."""
+
+pytest_plugins = ["tests.fixtures.model", "tests.fixtures.database", "tests.fixtures.stack"]
