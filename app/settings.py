@@ -28,39 +28,39 @@ class Settings(BaseSettings):
     """URL of Redis or Valkey; default: the unix socket of the bundled Valkey."""
     host: str = "127.0.0.1"
     """Address the API listens on. Any but loopback needs at least one API key."""
-    port: int = Field(8000, ge=0, le=65_535)
+    port: int = Field(default=8000, ge=0, le=65_535)
     """TCP port of the API."""
     allowed_hosts: str = ""
     """Host names that requests may carry besides loopback and `host`, separated by commas."""
     secret: SecretStr | None = None
     """Key that API keys are hashed with; default: generated once into `<home>/secret.key`."""
-    slots: int = Field(1, ge=0, le=64)
+    slots: int = Field(default=1, ge=0, le=64)
     """Training jobs that a worker runs at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that a worker offers; `auto` offers CUDA where there is one."""
     launcher: Literal["warm", "fresh"] = "warm"
     """How trainers start: forked from a warm server, or as fresh processes."""
-    heartbeat_seconds: float = Field(3.0, gt=0)
+    heartbeat_seconds: float = Field(default=3.0, gt=0)
     """Interval of lease renewals and worker registrations in seconds."""
-    lease_seconds: float = Field(15.0, gt=0)
+    lease_seconds: float = Field(default=15.0, gt=0)
     """Life of a lease without renewal in seconds."""
-    reconcile_seconds: float = Field(1.0, gt=0)
+    reconcile_seconds: float = Field(default=1.0, gt=0)
     """Interval of the reconciler in seconds."""
-    ring_again_seconds: float = Field(5.0, gt=0)
+    ring_again_seconds: float = Field(default=5.0, gt=0)
     """Age in seconds at which an unclaimed queued job is rung for again."""
-    stop_grace_seconds: float = Field(120.0, gt=0)
+    stop_grace_seconds: float = Field(default=120.0, gt=0)
     """Time a trainer gets to reach a step boundary and save before it is terminated, in seconds."""
-    cancel_grace_seconds: float = Field(10.0, gt=0)
+    cancel_grace_seconds: float = Field(default=10.0, gt=0)
     """The same for a cancel, which saves nothing, in seconds."""
-    database_outage_seconds: float = Field(900.0, gt=0)
+    database_outage_seconds: float = Field(default=900.0, gt=0)
     """Time a running job tolerates an unreachable database in seconds."""
-    tool_seconds: float = Field(120.0, gt=0)
+    tool_seconds: float = Field(default=120.0, gt=0)
     """Deadline of a tool task, such as generating an answer, in seconds."""
-    max_crashes: int = Field(3, ge=1)
+    max_crashes: int = Field(default=3, ge=1)
     """Crashes without a new checkpoint after which a job fails."""
-    max_body_bytes: int = Field(1_048_576, ge=1024)
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """Largest request body in bytes, uploads excepted."""
-    max_upload_bytes: int = Field(2_147_483_648, ge=1024)
+    max_upload_bytes: int = Field(default=2_147_483_648, ge=1024)
     """Largest data set file in bytes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged."""

@@ -1,11 +1,12 @@
-"""Names that other trainers use for our keys, so that their users' configurations are understood."""
+"""Names that other trainers use for our keys, so that their configurations are understood."""
 
 from collections.abc import Mapping
 
 from app.domain.presets import ALL_LINEAR, PRESETS
 
 # Other name -> our dotted path. Each is accepted at the top of a spec and inside its own group.
-# Sources: axolotl (axolotl), LLaMA-Factory (lf), OpenAI fine-tuning (openai), Unsloth and TRL scripts (trl).
+# Sources: axolotl (axolotl), LLaMA-Factory (lf), OpenAI fine-tuning (openai), scripts for Unsloth
+# and TRL (trl).
 ALIASES: Mapping[str, str] = {
     "model": "base_model",  # openai
     "model_name_or_path": "base_model",  # lf, trl
@@ -50,7 +51,7 @@ ALIASES: Mapping[str, str] = {
 
 
 class AliasConflict(Exception):
-    """Two names of one key were given with different values, or an alias has a value its key cannot take."""
+    """An alias contradicts another name of its key, or has a value that the key cannot take."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -62,7 +63,8 @@ def translate(name: str, value: object) -> object:
     """Turn the value given under the alias `name` into a value of our key.
 
     Raises:
-        AliasConflict: `warmup_ratio` is 1 or more, which our `warmup_steps` would read as a number of steps.
+        AliasConflict: `warmup_ratio` is 1 or more, which our `warmup_steps` would read as a
+            number of steps.
     """
     if name == "warmup_ratio" and isinstance(value, int | float) and value >= 1:
         raise AliasConflict(

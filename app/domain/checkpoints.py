@@ -75,7 +75,7 @@ class Checkpoint(BaseModel):
     corrupt_reason: str | None = None
     """What did not verify."""
     superseded: bool
-    """True when the job was later resumed from an earlier step, so that this is no longer its history."""
+    """True when the job was resumed from an earlier step, so that this is no longer its history."""
     pinned: bool
     """Pinned checkpoints are never removed by save_total_limit."""
     loss: float | None
@@ -103,7 +103,7 @@ def verify(folder: Path, *, manifest_sha256: str | None = None) -> Manifest:
         BadCheckpoint: A file is missing, unlisted, or differs; the message names it.
     """
     path = folder / MANIFEST_NAME
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise BadCheckpoint(f"{folder.name}: {MANIFEST_NAME} is missing")
     content = path.read_bytes()
     if manifest_sha256 is not None and hashlib.sha256(content).hexdigest() != manifest_sha256:
@@ -129,9 +129,15 @@ def hash_file(path: Path) -> str:
 
 def _require_names(folder: Path, manifest: Manifest) -> None:
     required = ADAPTER_FILES + (STATE_FILES if manifest.kind == "checkpoint" else ())
-    missing = set(required) - {file.name for file in manifest.files}
+    listed = {file.name for file in manifest.files}
+    missing = set(required) - listed
     if missing:
         raise BadCheckpoint(f"{folder.name}: the manifest lacks {', '.join(sorted(missing))}")
+    # Hidden files are nobody's content: file systems and their tools leave them anywhere.
+    found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    unlisted = found - listed - {MANIFEST_NAME}
+    if unlisted:
+        raise BadCheckpoint(f"{folder.name}: the manifest does not list {sorted(unlisted)[0]!r}")
 
 
 def _verify_file(folder: Path, file: ManifestFile) -> None:

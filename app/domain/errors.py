@@ -1,4 +1,4 @@
-"""The tree of errors that lorad raises; each carries a message, a code and, where known, the field at fault."""
+"""The tree of errors that lorad raises, each with a message, a code and the field at fault."""
 
 from typing import ClassVar
 
@@ -60,7 +60,7 @@ class Conflict(LoradError):
 
 
 class StateConflict(Conflict):
-    """The job's state does not allow the request; the message names the state and what is allowed."""
+    """The job's state forbids the request; the message names the state and what is allowed."""
 
     default_code = "state_conflict"
 

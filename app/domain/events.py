@@ -1,4 +1,4 @@
-"""The lines of events.jsonl: everything a trainer reports, one JSON object per line, numbered from 1."""
+"""The lines of events.jsonl: all that a trainer reports, one JSON object each, from number 1."""
 
 from datetime import datetime
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Named places where a test can make the product fail; off unless `LORAD_FAILPOINTS` says otherwise.
+"""Named places where a test can make the product fail; off unless `LORAD_FAILPOINTS` is set.
 
 The variable holds `name=action` pairs joined by `;`. An action is one of
 

@@ -1,13 +1,27 @@
-"""What all groups of a spec share: strict keys with suggestions, aliases, and refusal of what is not built."""
+"""What all groups of a spec share: strict keys, aliases, and refusal of what is not built."""
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, cast
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.domain import aliases
+
+_SHOWN_CHARACTERS = 200
+
+
+def _storable(text: str) -> str:
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise PydanticCustomError(
+            "invalid_text", "must not contain NUL (\\u0000) or half of a surrogate pair"
+        )
+    return text
+
+
+# A text for people that every database can store.
+Label = Annotated[str, AfterValidator(_storable)]
 
 
 class NotBuilt:
@@ -36,9 +50,8 @@ class Group(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _canonical_keys(cls, raw: Any) -> Any:
-        if not isinstance(raw, Mapping):
-            return raw
-        return canonical(raw, cls)
+        given = as_mapping(raw)
+        return raw if given is None else canonical(given, cls)
 
     @model_validator(mode="after")
     def _refuse_not_built(self) -> Self:
@@ -48,6 +61,17 @@ class Group(BaseModel):
                 if isinstance(marker, NotBuilt) and marker.refuses(getattr(self, key), default):
                     raise not_available(key, getattr(self, key), default)
         return self
+
+
+def as_mapping(raw: object) -> Mapping[str, Any] | None:
+    """Return `raw` if it is an object in the sense of JSON, else None."""
+    return cast(Mapping[str, Any], raw) if isinstance(raw, Mapping) else None
+
+
+def shown(value: object) -> str:
+    """Return what a message may say of a value that the user sent: short, and valid Unicode."""
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def canonical(raw: Mapping[str, Any], group: type[Group]) -> dict[str, Any]:
@@ -80,7 +104,12 @@ def resolve_alias(name: str, value: object, key: str, given: Mapping[str, Any]) 
         raise PydanticCustomError(
             "alias_conflict",
             "{key} is another name of {target}: got {second} and {first}; give one of them",
-            {"key": name, "target": key, "first": repr(given[key]), "second": repr(translated)},
+            {
+                "key": name,
+                "target": key,
+                "first": shown(repr(given[key])),
+                "second": shown(repr(translated)),
+            },
         )
     return translated
 
@@ -91,7 +120,7 @@ def unknown_key(name: str, known: list[str], *, extra_hint: str = "") -> Pydanti
         f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(sorted(set(known)))}"
     )
     return PydanticCustomError(
-        "unknown_key", "unknown key {key}; {hint}", {"key": name, "hint": hint}
+        "unknown_key", "unknown key {key}; {hint}", {"key": shown(name), "hint": hint}
     )
 
 
@@ -99,5 +128,5 @@ def not_available(key: str, value: object, default: object) -> PydanticCustomErr
     return PydanticCustomError(
         "not_available",
         "{key} = {value} is not available in this version; leave it out (default {default})",
-        {"key": key, "value": repr(value), "default": repr(default)},
+        {"key": key, "value": shown(repr(value)), "default": repr(default)},
     )

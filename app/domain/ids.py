@@ -9,9 +9,13 @@ _ID = re.compile(ID_PATTERN)
 
 
 def new(prefix: str) -> str:
-    """Make an id such as `job-0199c2f4a1b3e07d5c2f9a81`, sortable by creation time to the millisecond."""
+    """Make an id such as `job-0199c2f4a1b3e07d5c2f9a81`; ids sort by creation in milliseconds."""
     return f"{prefix}-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
 
 
 def is_id(text: str, prefix: str) -> bool:
-    return bool(_ID.match(text)) and text.startswith(f"{prefix}-")
+    return bool(_ID.fullmatch(text)) and text.startswith(f"{prefix}-")
+
+
+def is_any_id(text: str) -> bool:
+    return bool(_ID.match(text))

@@ -29,6 +29,6 @@ class StepMetrics(BaseModel):
     tokens_per_second: float
     """num_tokens / step_seconds."""
     peak_memory_bytes: int
-    """Highest memory use of the trainer so far: of the GPU on CUDA, of the process on CPU, in bytes."""
+    """Highest memory use so far in bytes: of the GPU on CUDA, of the trainer process on CPU."""
     batch_sha: str
-    """First 16 hex digits of the SHA-256 of the row numbers in the step: equal steps saw equal rows."""
+    """First 16 hex digits of the SHA-256 of the step's row numbers: equal steps saw equal rows."""

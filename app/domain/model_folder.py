@@ -1,16 +1,16 @@
-"""Base models are folders in Hugging Face's layout; what makes one safe and complete is decided here."""
+"""Base models are folders in Hugging Face's layout; here is what makes one safe and complete."""
 
 import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from app.domain.errors import InvalidModel
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-_MODEL_TYPE = re.compile(r"^[a-z0-9_-]{1,64}$")
+_MODEL_TYPE = re.compile(r"[a-z0-9_-]{1,64}")
 _FORBIDDEN_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 _CONFIG_FILES = (
     "config.json",
@@ -47,7 +47,7 @@ def inspect(path: Path) -> ModelFolder:
     _refuse_pickle(path)
     config = configs["config.json"]
     model_type = str(config.get("model_type", ""))
-    if not _MODEL_TYPE.match(model_type):
+    if not _MODEL_TYPE.fullmatch(model_type):
         raise InvalidModel(
             f"model {path.name}: model_type {model_type[:80]!r} in config.json is not a plain name"
         )
@@ -58,7 +58,7 @@ def inspect(path: Path) -> ModelFolder:
     return ModelFolder(
         path=path,
         model_type=model_type,
-        architecture=str((config.get("architectures") or ["unknown"])[0]),
+        architecture=_architecture(config),
         has_chat_template=_has_chat_template(path, configs.get("tokenizer_config.json", {})),
         bytes=sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
     )
@@ -82,20 +82,21 @@ def fingerprint(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidModel(
             f"model {path.parent.name}: {path.name} is not valid JSON: {error}"
         ) from error
     if not isinstance(value, dict):
         raise InvalidModel(f"model {path.parent.name}: {path.name} must hold a JSON object")
-    return value
+    return cast(dict[str, Any], value)
 
 
 def _refuse_code(model: str, file: str, config: dict[str, Any]) -> None:
     for key in _FORBIDDEN_KEYS:
         if key in config:
             raise InvalidModel(
-                f"model {model}: {file} has {key}, which asks for code from the folder; lorad never runs such code"
+                f"model {model}: {file} has {key}, which asks for code from the folder;"
+                " lorad never runs such code"
             )
 
 
@@ -104,7 +105,8 @@ def _refuse_pickle(path: Path) -> None:
     pickled = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickled:
         raise InvalidModel(
-            f"model {path.name}: {pickled[0]} may be pickled weights, which can run code; convert it to safetensors"
+            f"model {path.name}: {pickled[0]} may be pickled weights, which can run code;"
+            " convert it to safetensors"
         )
     if not any(name.endswith(".safetensors") for name in names):
         raise InvalidModel(
@@ -114,3 +116,11 @@ def _refuse_pickle(path: Path) -> None:
 
 def _has_chat_template(path: Path, tokenizer_config: dict[str, Any]) -> bool:
     return bool(tokenizer_config.get("chat_template")) or (path / "chat_template.jinja").is_file()
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    match config.get("architectures"):
+        case [str(first), *_]:
+            return first
+        case _:
+            return "unknown"

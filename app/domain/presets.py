@@ -15,7 +15,7 @@ class Preset(BaseModel):
     description: str
     """When to choose it."""
     target_modules: list[str] | str
-    """Names of the linear layers that get an adapter; `all-linear` is every linear layer but the LM head."""
+    """Names of the linear layers that get an adapter; `all-linear` is all but the LM head."""
     r: int | None = None
     """Rank; null leaves the default of `lora.r`."""
     lora_alpha: int | None = None
@@ -27,7 +27,7 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset(
             name="minimal",
-            description="Smallest adapter: queries only. For a quick look at whether the data teaches anything.",
+            description="Queries only: the smallest. For a quick look at what the data teaches.",
             target_modules=["q_proj"],
             r=4,
             lora_alpha=8,
@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="mlp",
-            description="Up and down projections of the feed-forward blocks; for knowledge more than style.",
+            description="Feed-forward up and down projections; for knowledge more than style.",
             target_modules=["up_proj", "down_proj"],
             r=8,
             lora_alpha=16,

@@ -1,14 +1,14 @@
-"""One line of a data set: the three row formats, and the rules that decide whether a row can be trained on."""
+"""One line of a data set: the three row formats, and the rules for what can be trained on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 RowFormat = Literal["chat", "prompt-completion", "text"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_LINE_BYTES = 1_048_576
-MAX_NESTING = 32
+_SHOWN_CHARACTERS = 200
 
 
 class BadRow(Exception):
@@ -74,7 +74,7 @@ def parse_line(line: bytes) -> Row:
         raise BadRow("bad_json", f"not valid JSON: {error}") from error
     if not isinstance(record, dict):
         raise BadRow("not_an_object", f"expected a JSON object, got {type(record).__name__}")
-    return parse_record(record)
+    return parse_record(cast(dict[str, Any], record))
 
 
 def parse_record(record: Mapping[str, Any]) -> Row:
@@ -89,10 +89,9 @@ def parse_record(record: Mapping[str, Any]) -> Row:
         return _prompt_completion(record)
     if "text" in record:
         return TextRow(_text(record["text"], "text"))
-    keys = ", ".join(sorted(map(str, record))) or "none"
     raise BadRow(
         "unknown_format",
-        f"no messages, no prompt and completion, and no text; keys found: {keys[:200]}",
+        f"no messages, no prompt and completion, and no text; keys found: {_names(record)}",
     )
 
 
@@ -109,7 +108,8 @@ def format_of(row: Row) -> RowFormat:
 def _messages(value: Any, name: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise BadRow("bad_messages", f"{name} must be a list of at least one message")
-    messages = tuple(_message(item, f"{name}[{index}]") for index, item in enumerate(value))
+    items = enumerate(cast(list[Any], value))
+    messages = tuple(_message(item, f"{name}[{index}]") for index, item in items)
     if not any(message.role == "assistant" for message in messages):
         raise BadRow(
             "no_assistant_turn", f"{name} has no assistant turn, so there is nothing to learn from"
@@ -120,20 +120,21 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
 def _message(value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise BadRow("bad_messages", f"{name} must be an object with role and content")
-    role = value.get("role")
+    message = cast(dict[str, Any], value)
+    role = message.get("role")
     if role is None:
         raise BadRow("no_role", f"{name} has no role; give one of: {', '.join(ROLES)}")
     if role not in ROLES:
         raise BadRow(
             "unknown_role", f"{name}.role is {str(role)[:40]!r}; give one of: {', '.join(ROLES)}"
         )
-    unsupported = sorted(set(value) - {"role", "content"})
+    unsupported = set(message) - {"role", "content"}
     if unsupported:
         raise BadRow(
             "unsupported_key",
-            f"{name} has {', '.join(unsupported)[:80]}, which is not available in this version",
+            f"{name} has {_names(unsupported)}, which is not available in this version",
         )
-    return Message(role, _text(value.get("content"), f"{name}.content"))
+    return Message(role, _text(message.get("content"), f"{name}.content"))
 
 
 def _prompt_completion(record: Mapping[str, Any]) -> Row:
@@ -146,10 +147,15 @@ def _prompt_completion(record: Mapping[str, Any]) -> Row:
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
         return ChatRow(_messages([*prompt, *completion], "prompt + completion"))
-    row = PromptCompletionRow(
+    return PromptCompletionRow(
         _text(prompt, "prompt", may_be_empty=True), _text(completion, "completion")
     )
-    return row
+
+
+def _names(keys: Iterable[str]) -> str:
+    """Name keys of the user's in a message, which must be short and valid Unicode."""
+    text = ", ".join(sorted(keys)) or "none"
+    return text[:_SHOWN_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 def _text(value: Any, name: str, *, may_be_empty: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""What the worker tells the trainer: run.json at the start, commands on the control pipe after that."""
+"""What the worker tells the trainer: run.json at the start, then commands on the control pipe."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,0 +1,59 @@
+"""Data sets: upload, list, show, delete."""
+
+from pathlib import PurePath
+from typing import Annotated
+
+from fastapi import APIRouter, File, Form, Path, UploadFile, status
+
+from app.api.deps import After, Config, Db, IdempotencyKey, Limit, Project
+from app.api.errors import answers
+from app.api.schemas import Deleted, Page, page_of
+from app.domain.datasets import Dataset
+from app.services import datasets
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+DatasetId = Annotated[str, Path(description="Id of the data set.", max_length=64)]
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, responses=answers(409, 413, 422))
+def upload_dataset(
+    db: Db,
+    config: Config,
+    project: Project,
+    file: Annotated[UploadFile, File(description="JSONL: one row per line.")],
+    name: Annotated[
+        str | None, Form(description="A label; the file's name when not given.", max_length=200)
+    ] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Dataset:
+    """Store a data set; every line is checked, and a file with an unusable line is refused."""
+    filename = PurePath(file.filename or "data.jsonl").name[:255]
+    return datasets.upload(
+        db,
+        config,
+        project,
+        file.file,
+        name=name or filename[:200],
+        filename=filename,
+        idempotency_key=idempotency_key,
+    )
+
+
+@router.get("", responses=answers(422))
+def list_datasets(db: Db, project: Project, after: After, limit: Limit = 20) -> Page[Dataset]:
+    """List data sets, newest first."""
+    return page_of(datasets.page(db, project, after=after, limit=limit + 1), limit)
+
+
+@router.get("/{dataset_id}", responses=answers(404, 422))
+def get_dataset(dataset_id: DatasetId, db: Db, project: Project) -> Dataset:
+    """Show a data set."""
+    return datasets.get(db, project, dataset_id)
+
+
+@router.delete("/{dataset_id}", responses=answers(404, 409, 422))
+def delete_dataset(dataset_id: DatasetId, db: Db, config: Config, project: Project) -> Deleted:
+    """Remove a data set that belongs to no job."""
+    datasets.delete(db, config, project, dataset_id)
+    return Deleted(id=dataset_id, object="dataset")

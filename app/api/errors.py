@@ -1,0 +1,196 @@
+"""How errors become answers: one envelope, and one table of statuses."""
+
+import logging
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from app.domain import errors
+
+_log = logging.getLogger(__name__)
+
+STATUSES: tuple[tuple[type[errors.LoradError], int], ...] = (
+    (errors.InvalidInput, 422),
+    (errors.TooLarge, 413),
+    (errors.Unauthenticated, 401),
+    (errors.UntrustedHost, 400),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.Unavailable, 503),
+)
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    503: "service_unavailable_error",
+}
+_BODY_PARTS = ("body", "query", "path", "header")
+_RETRY_SECONDS = 2
+
+
+class Problem(BaseModel):
+    """One of several problems of a request."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    message: str
+    """What is wrong and what to do."""
+    param: str | None
+    """Dotted path of the field at fault."""
+    code: str
+    """Stable name of the problem."""
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    message: str
+    """What is wrong and what to do."""
+    type: str
+    """Class of the error, by status."""
+    param: str | None
+    """Dotted path of the field at fault; null when it is none."""
+    code: str | None
+    """Stable name of the problem."""
+    details: list[Problem] | None = None
+    """Every problem, when there are several."""
+
+
+class ErrorEnvelope(BaseModel):
+    """The one shape of every error answer."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    error: ErrorBody
+    """What went wrong."""
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI declaration of error statuses; those that any route may give are added."""
+    every = sorted({*statuses, 400, 401, 503})
+    return {
+        status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
+        for status in every
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app an envelope."""
+    app.add_exception_handler(errors.LoradError, _on_lorad_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+def status_of(error: errors.LoradError) -> int:
+    for kind, status in STATUSES:
+        if isinstance(error, kind):
+            return status
+    return 500
+
+
+def response(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    details: list[Problem] | None = None,
+) -> JSONResponse:
+    body = ErrorBody(
+        message=message,
+        type=_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
+        param=param,
+        code=code,
+        details=details,
+    )
+    exclude = {"error": {"details"}} if details is None else None
+    content = ErrorEnvelope(error=body).model_dump(exclude=exclude)
+    return JSONResponse(content, status_code=status, headers=_headers(status))
+
+
+def _headers(status: int) -> dict[str, str]:
+    if status == 409:
+        # The openai SDK tries a 409 again unless it is told that this one is final.
+        return {"x-should-retry": "false"}
+    if status == 503:
+        return {"retry-after": str(_RETRY_SECONDS)}
+    if status == 401:
+        return {"www-authenticate": "Bearer"}
+    return {}
+
+
+def _on_lorad_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.LoradError)
+    status = status_of(error)
+    if status == 500:
+        _log.error("an error that no status is named for", exc_info=error)
+    return response(status, error.message, param=error.param, code=error.code)
+
+
+def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [problem_of(each) for each in error.errors()]
+    first = problems[0]
+    details = problems if len(problems) > 1 else None
+    return response(422, first.message, param=first.param, code=first.code, details=details)
+
+
+def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, errors.LoradError):
+        # FastAPI wraps whatever stops the reading of a body, such as our limit of its size.
+        return _on_lorad_error(request, error.__cause__)
+    messages = {
+        404: f"there is nothing at {request.url.path}",
+        405: f"{request.method} is not possible at {request.url.path}",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    answer = response(error.status_code, message, code=code)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _on_fault(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return response(500, "lorad failed at this request; the log says why", code="internal_error")
+
+
+def problem_of(error: dict[str, Any]) -> Problem:
+    """Turn one of pydantic's errors into ours."""
+    location = list(_location(error["loc"]))
+    context: dict[str, Any] = error.get("ctx") or {}
+    if "key" in context:
+        location.append(str(context["key"]))
+    param = ".".join(location) or None
+    if error["type"] == "json_invalid":
+        message = f"the body is not valid JSON: {context.get('error', 'it cannot be read')}"
+        return Problem(message=message, param=None, code="invalid_json")
+    if error["type"] == "missing":
+        message = f"{param or 'the body'} is missing"
+    else:
+        message = error["msg"] if "key" in context else f"{param or 'the body'}: {error['msg']}"
+    return Problem(message=message, param=param, code=error["type"])
+
+
+def _location(parts: Iterable[Any]) -> Iterable[str]:
+    """Leave out where in the request it was, and the names of union members, which say nothing."""
+    for index, part in enumerate(parts):
+        if index == 0 and part in _BODY_PARTS:
+            continue
+        text = str(part)
+        if "[" in text or text in ("str", "int", "bool") or text.startswith("literal"):
+            continue
+        yield text

@@ -1,0 +1,146 @@
+"""The door: host, key and body size of every request are checked here, by default."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import Any
+
+from anyio import to_thread
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import errors
+from app.db.engine import Database
+from app.db.keys import DEFAULT_PROJECT
+from app.domain import ids
+from app.domain.errors import LoradError, TooLarge, Unauthenticated, UntrustedHost
+from app.services import keys
+from app.settings import LOOPBACK_HOSTS, Settings
+
+_log = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/healthz"})
+# Uploads are counted while they are stored, against a limit of their own.
+UPLOAD_PATHS = frozenset({"/datasets"})
+_MULTIPART_OVERHEAD_BYTES = 65_536
+
+
+class Guard:
+    """ASGI middleware: default deny on every route, documents and streams included."""
+
+    def __init__(self, app: ASGIApp, *, db: Database, settings: Settings) -> None:
+        self._app = app
+        self._db = db
+        self._settings = settings
+        names = settings.allowed_hosts.split(",")
+        self._hosts = {*LOOPBACK_HOSTS, settings.host, *(name.strip() for name in names)} - {""}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = ids.new("req")
+        answer = _with_request_id(send, request_id)
+        try:
+            self._check_host(scope)
+            await self._check_key(scope)
+            limited = _limited(receive, self._limit(scope), Headers(scope=scope))
+        except LoradError as error:
+            refusal = errors.response(
+                errors.status_of(error), error.message, param=error.param, code=error.code
+            )
+            await refusal(scope, receive, answer)
+            return
+        await self._app(scope, limited, answer)
+
+    def _check_host(self, scope: Scope) -> None:
+        host = _host_name(Headers(scope=scope).get("host", ""))
+        if host not in self._hosts:
+            raise UntrustedHost(
+                f"host {host[:80]!r} is not served here; add it to LORAD_ALLOWED_HOSTS"
+            )
+
+    async def _check_key(self, scope: Scope) -> None:
+        if scope["path"] in OPEN_PATHS:
+            return
+        presented = _bearer(Headers(scope=scope).get("authorization", ""))
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["project_id"] = await to_thread.run_sync(self._project_of, presented, scope)
+
+    def _project_of(self, presented: str | None, scope: Scope) -> str:
+        if presented is not None:
+            return keys.authenticate(self._db, self._settings, presented)
+        if keys.are_required(self._db):
+            raise Unauthenticated("an API key is needed: send Authorization: Bearer lorad_...")
+        if not _arrived_on_loopback(scope):
+            raise Unauthenticated(
+                "without an API key only loopback is served; create one with `lorad keys create`"
+            )
+        return DEFAULT_PROJECT
+
+    def _limit(self, scope: Scope) -> int:
+        if scope["path"] in UPLOAD_PATHS:
+            return self._settings.max_upload_bytes + _MULTIPART_OVERHEAD_BYTES
+        return self._settings.max_body_bytes
+
+
+def _limited(receive: Receive, limit: int, headers: Headers) -> Receive:
+    """Return a `receive` that counts the body.
+
+    Raises:
+        TooLarge: The announced length is over the limit; the returned function raises it for the
+            real one.
+    """
+    message = f"the body is larger than {limit} bytes"
+    announced = headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise TooLarge(message)
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        part = await receive()
+        received += len(part.get("body", b""))
+        if received > limit:
+            raise TooLarge(message)
+        return part
+
+    return counted
+
+
+def _with_request_id(send: Send, request_id: str) -> Callable[[Message], Awaitable[None]]:
+    async def stamped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = request_id
+            headers.setdefault("x-content-type-options", "nosniff")
+            headers.setdefault("cache-control", "no-store")
+        await send(message)
+
+    return stamped
+
+
+def _bearer(header: str) -> str | None:
+    if not header:
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("send the API key as Authorization: Bearer lorad_...")
+    return token.strip()
+
+
+def _host_name(header: str) -> str:
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.rpartition(":")[0] if header.count(":") == 1 else header
+
+
+def _arrived_on_loopback(scope: Scope) -> bool:
+    """Tell whether the connection came in on a loopback address, whatever the settings say."""
+    server = scope.get("server")
+    if server is None or server[1] is None:
+        return True  # a unix socket
+    try:
+        return ip_address(server[0]).is_loopback
+    except ValueError:
+        return server[0] in (*LOOPBACK_HOSTS, "testserver")

@@ -1,0 +1,132 @@
+"""Jobs: submit, look, pause, cancel, resume, delete, and what they print and record."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response, status
+from fastapi.responses import PlainTextResponse
+
+from app.api.deps import After, Config, Db, IdempotencyKey, Include, JobId, Limit, Project, Reach
+from app.api.errors import answers
+from app.api.schemas import Deleted, Page, page_of
+from app.domain.jobs import Job, JobEvent, JobState
+from app.domain.metrics import StepMetrics
+from app.domain.spec import JobSpec
+from app.services import jobs, metrics, output, resume, tools
+from app.services.resume import ResumeRequest
+from app.services.tools import GenerateBody, Generation
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, responses=answers(404, 409, 413, 422))
+def submit_job(
+    spec: JobSpec, db: Db, reach: Reach, project: Project, idempotency_key: IdempotencyKey = None
+) -> Job:
+    """Store a training job; it starts when a worker is free."""
+    return jobs.submit(db, reach, project, spec, idempotency_key=idempotency_key)
+
+
+@router.get("", responses=answers(422))
+def list_jobs(
+    db: Db,
+    config: Config,
+    project: Project,
+    after: After,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    limit: Limit = 20,
+) -> Page[Job]:
+    """List jobs, newest first."""
+    found = jobs.page(db, config, project, state=state, after=after, limit=limit + 1)
+    return page_of(found, limit)
+
+
+@router.get("/{job_id}", responses=answers(404, 422))
+def get_job(job_id: JobId, db: Db, config: Config, project: Project) -> Job:
+    """Show a job."""
+    return jobs.get(db, config, project, job_id)
+
+
+@router.delete("/{job_id}", responses=answers(404, 409, 422))
+def delete_job(job_id: JobId, db: Db, config: Config, project: Project) -> Deleted:
+    """Remove a job that has ended, with its checkpoints, metrics and files."""
+    jobs.delete(db, config, project, job_id)
+    return Deleted(id=job_id, object="job")
+
+
+@router.post("/{job_id}/pause", responses=answers(404, 409, 422))
+def pause_job(job_id: JobId, db: Db, reach: Reach, project: Project) -> Job:
+    """Stop a job at its next step, with a checkpoint."""
+    return jobs.pause(db, reach, project, job_id)
+
+
+@router.post("/{job_id}/cancel", responses=answers(404, 409, 422))
+def cancel_job(job_id: JobId, db: Db, reach: Reach, project: Project) -> Job:
+    """End a job without saving; its checkpoints stay."""
+    return jobs.cancel(db, reach, project, job_id)
+
+
+@router.post("/{job_id}/resume", responses=answers(404, 409, 413, 422))
+def resume_job(
+    job_id: JobId, db: Db, reach: Reach, project: Project, request: ResumeRequest | None = None
+) -> Job:
+    """Continue a stopped job from a checkpoint."""
+    return resume.resume(db, reach, project, job_id, request or ResumeRequest())
+
+
+@router.post("/{job_id}/generate", responses=answers(404, 409, 413, 422))
+def generate(
+    job_id: JobId, body: GenerateBody, db: Db, reach: Reach, project: Project
+) -> Generation:
+    """Answer conversations with a checkpoint of the job, its final adapter, or the base model."""
+    return tools.generate(db, reach, project, job_id, body)
+
+
+@router.get("/{job_id}/metrics", responses=answers(404, 422))
+def list_metrics(
+    job_id: JobId,
+    db: Db,
+    project: Project,
+    after_step: Annotated[int, Query(ge=0, description="Only steps past this one.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Most items in the answer.")] = 1000,
+    include: Include = None,
+) -> Page[StepMetrics]:
+    """List step metrics in the order of their steps."""
+    found = metrics.of_job(
+        db,
+        project,
+        job_id,
+        after_step=after_step,
+        limit=limit + 1,
+        superseded=include == "superseded",
+    )
+    return page_of(found, limit)
+
+
+@router.get("/{job_id}/events", responses=answers(404, 422))
+def list_events(
+    job_id: JobId,
+    db: Db,
+    project: Project,
+    after: Annotated[int, Query(ge=0, description="Only events past this number.")] = 0,
+    limit: Limit = 100,
+) -> Page[JobEvent]:
+    """List what happened to a job, oldest first."""
+    found = jobs.events(db, project, job_id, after=after, limit=limit + 1)
+    return page_of(found, limit)
+
+
+@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=answers(404, 422))
+def get_logs(
+    job_id: JobId,
+    db: Db,
+    config: Config,
+    project: Project,
+    attempt: Annotated[
+        int | None, Query(ge=1, description="Attempt; the newest when not given.")
+    ] = None,
+    offset: Annotated[int, Query(ge=0, description="Where to start, in bytes.")] = 0,
+) -> Response:
+    """Show what the trainer of an attempt printed; `x-next-offset` is where to go on."""
+    piece = output.read(db, config, project, job_id, attempt=attempt, offset=offset)
+    headers = {"x-next-offset": str(piece.next_offset), "x-attempt": str(piece.attempt)}
+    return PlainTextResponse(piece.text, headers=headers)

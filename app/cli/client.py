@@ -1,0 +1,193 @@
+"""The client: one method per route of the API that the commands use."""
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+from pydantic import BaseModel, ConfigDict
+
+from app.cli.transport import DEFAULT_URL, LONG_TIMEOUT, Transport, path_of
+from app.domain.checkpoints import Checkpoint
+from app.domain.datasets import Dataset
+from app.domain.jobs import Job
+from app.domain.metrics import StepMetrics
+
+
+class ModelEntry(BaseModel):
+    """A base model as the API lists it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str
+    usable: bool
+    problem: str | None
+    architecture: str | None
+    bytes: int
+
+
+class Generation(BaseModel):
+    """Answers of a model, in the order of the conversations."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    checkpoint: str | int
+    answers: list[str]
+    seconds: float
+
+
+class Client:
+    """Use it as a context manager, which closes the connection."""
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, transport: httpx2.BaseTransport | None = None
+    ) -> None:
+        self._api = Transport(url, api_key=api_key, transport=transport)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Connect to `LORAD_API_URL` with `LORAD_API_KEY`."""
+        url = os.environ.get("LORAD_API_URL") or DEFAULT_URL
+        return cls(url, api_key=os.environ.get("LORAD_API_KEY"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._api.close()
+
+    def submit(self, spec: dict[str, Any]) -> Job:
+        return self._api.create(
+            Job, lambda headers: self._api.send("POST", "/jobs", json=spec, headers=headers)
+        )
+
+    def job(self, job_id: str) -> Job:
+        return self._api.get(path_of("jobs", job_id), Job)
+
+    def jobs(self, *, state: str | None = None, limit: int | None = None) -> list[Job]:
+        """Return jobs, newest first."""
+        return self._api.list_all("/jobs", Job, limit=limit, state=state)
+
+    def delete_job(self, job_id: str) -> None:
+        self._api.send("DELETE", path_of("jobs", job_id))
+
+    def pause(self, job_id: str) -> Job:
+        return self._api.post(path_of("jobs", job_id, "pause"), Job)
+
+    def cancel(self, job_id: str) -> Job:
+        return self._api.post(path_of("jobs", job_id, "cancel"), Job)
+
+    def resume(
+        self,
+        job_id: str,
+        *,
+        checkpoint: int | str | None = None,
+        from_scratch: bool = False,
+        training: Mapping[str, object] | None = None,
+    ) -> Job:
+        """Queue a stopped job again, from its newest checkpoint unless told otherwise.
+
+        Args:
+            job_id: The job.
+            checkpoint: A step or the id of a checkpoint.
+            from_scratch: Start at step 0; excludes `checkpoint`.
+            training: New values of some keys of the training group.
+        """
+        body: dict[str, object] = {"training": training} if training else {}
+        if checkpoint is not None:
+            body["checkpoint"] = checkpoint
+        if from_scratch:
+            body["from_scratch"] = True
+        return self._api.post(path_of("jobs", job_id, "resume"), Job, json=body)
+
+    def metrics(
+        self, job_id: str, *, after_step: int = 0, limit: int | None = None
+    ) -> list[StepMetrics]:
+        path = path_of("jobs", job_id, "metrics")
+        return self._api.list_all(
+            path,
+            StepMetrics,
+            limit=limit,
+            cursor="step",
+            page_size=1000,
+            after_step=after_step,
+        )
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        return self._api.list_all(path_of("jobs", job_id, "checkpoints"), Checkpoint, limit=None)
+
+    def logs(
+        self, job_id: str, *, offset: int = 0, attempt: int | None = None
+    ) -> tuple[bytes, int]:
+        """Return the trainer's log from byte `offset` on, and the offset to go on from."""
+        params = {"offset": offset} if attempt is None else {"offset": offset, "attempt": attempt}
+        path = path_of("jobs", job_id, "logs")
+        response = self._api.retry(lambda: self._api.send("GET", path, params=params))
+        end = response.headers.get("x-next-offset")
+        return response.content, int(end) if end else offset + len(response.content)
+
+    def download(self, job_id: str, checkpoint: str, target: Path) -> None:
+        """Save an adapter as a zip file; `target` appears only when it is complete."""
+        partial = target.with_name(f".{target.name}.part")
+        path = path_of("jobs", job_id, "checkpoints", checkpoint, "download")
+        try:
+            with self._api.stream(path) as response, partial.open("wb") as file:
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+            partial.replace(target)
+        except httpx2.RequestError as error:
+            raise self._api.unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def generate(
+        self, job_id: str, questions: list[str], *, checkpoint: int | str, max_new_tokens: int
+    ) -> Generation:
+        """Answer each question on its own, with the job's adapter or (`base`) without."""
+        body = {
+            "messages": [[{"role": "user", "content": question}] for question in questions],
+            "checkpoint": checkpoint,
+            "max_new_tokens": max_new_tokens,
+        }
+        path = path_of("jobs", job_id, "generate")
+        return self._api.post(path, Generation, json=body, timeout=LONG_TIMEOUT)
+
+    def upload(self, file: Path, *, name: str | None = None) -> Dataset:
+        """Upload a data set; the file is read while it is sent."""
+
+        def send(headers: Mapping[str, str]) -> httpx2.Response:
+            with file.open("rb") as content:
+                return self._api.send(
+                    "POST",
+                    "/datasets",
+                    files={"file": (file.name, content, "application/jsonl")},
+                    data={"name": name or file.name},
+                    headers=headers,
+                    timeout=LONG_TIMEOUT,
+                )
+
+        return self._api.create(Dataset, send)
+
+    def datasets(self, *, limit: int | None = None) -> list[Dataset]:
+        return self._api.list_all("/datasets", Dataset, limit=limit)
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        return self._api.get(path_of("datasets", dataset_id), Dataset)
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        self._api.send("DELETE", path_of("datasets", dataset_id))
+
+    def models(self) -> list[ModelEntry]:
+        return self._api.list_all("/models", ModelEntry, limit=None)
+
+    def open_stream(
+        self, job_id: str, *, last_event_id: str, read_seconds: float
+    ) -> AbstractContextManager[httpx2.Response]:
+        """Open the live stream of a job; app.cli.live reads it."""
+        headers = {"Accept": "text/event-stream"}
+        if last_event_id:
+            headers["Last-Event-ID"] = last_event_id
+        path = path_of("jobs", job_id, "stream")
+        return self._api.stream(path, headers=headers, read_seconds=read_seconds)

@@ -1,0 +1,74 @@
+"""What local commands do with the database: migrate it, manage keys in it."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError
+
+from app.cli import local
+from app.db import migrate
+from app.db.engine import Database
+from app.db.keys import ApiKey
+from app.domain.errors import StartupError, Unavailable
+from app.services import keys
+from app.settings import Settings
+
+
+def upgrade(settings: Settings) -> None:
+    """Bring the database to the schema of this version.
+
+    Raises:
+        Unavailable: It cannot be reached.
+    """
+    if settings.database_url is None:
+        local.prepare_home(settings.home)
+    try:
+        migrate.upgrade(settings.sqlalchemy_url)
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        message = f"the database cannot be migrated: {reason}"
+        raise Unavailable(message, param="LORAD_DATABASE_URL") from error
+
+
+def create_key(settings: Settings, *, name: str) -> str:
+    """Make a key and return its secret."""
+    with _opened(settings) as db:
+        return keys.create(db, settings, name=name).secret
+
+
+def list_keys(settings: Settings) -> Sequence[ApiKey]:
+    with _opened(settings) as db:
+        return keys.list_all(db)
+
+
+def revoke_key(settings: Settings, key_id: str) -> None:
+    with _opened(settings) as db:
+        keys.revoke(db, key_id)
+
+
+def require_key_unless_loopback(settings: Settings) -> None:
+    """Refuse an address that others can reach while anybody could use it.
+
+    Raises:
+        StartupError: The address is not loopback and there is no active key.
+    """
+    if settings.is_loopback:
+        return
+    with _opened(settings) as db:
+        if not keys.any_active(db):
+            raise StartupError(
+                f"{settings.host} can be reached by others and there is no API key; "
+                "create one first with: lorad keys create"
+                f" --home {settings.home}",
+                param="--host",
+            )
+
+
+@contextmanager
+def _opened(settings: Settings) -> Generator[Database]:
+    upgrade(settings)
+    db = Database(settings.sqlalchemy_url)
+    try:
+        yield db
+    finally:
+        db.close()

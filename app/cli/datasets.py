@@ -1,0 +1,57 @@
+"""Commands about data sets, over HTTP."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.cli import output, views
+from app.cli.output import Mode, Output
+
+app = typer.Typer(help="Upload, list and show data sets.", no_args_is_help=True)
+
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="Id of the data set.")]
+
+
+def _actions():
+    # Loaded by the command that runs: the HTTP client is too slow to load for `lorad --help`.
+    from app.cli import actions
+
+    return actions
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(help="JSONL file, one row per line.")],
+    name: Annotated[str | None, typer.Option(help="Label. Default: the file's name.")] = None,
+    mode: Output = Mode.TABLE,
+) -> None:
+    """Upload a data set; every line is checked."""
+    actions = _actions()
+    with actions.connect() as client:
+        output.show_one(actions.upload(client, file, name=name), views.DATASET, mode)
+
+
+@app.command("list")
+def list_datasets(
+    limit: Annotated[int, typer.Option(min=1, help="Most data sets to show.")] = 20,
+    mode: Output = Mode.TABLE,
+) -> None:
+    """List data sets, newest first."""
+    with _actions().connect() as client:
+        output.show_list(client.datasets(limit=limit), views.DATASET, mode)
+
+
+@app.command()
+def show(dataset_id: DatasetId, mode: Output = Mode.TABLE) -> None:
+    """Show a data set."""
+    with _actions().connect() as client:
+        output.show_one(client.dataset(dataset_id), views.DATASET, mode)
+
+
+@app.command()
+def delete(dataset_id: DatasetId) -> None:
+    """Delete a data set that no job needs."""
+    with _actions().connect() as client:
+        client.delete_dataset(dataset_id)
+    output.say(f"{dataset_id} is deleted")

@@ -1,0 +1,192 @@
+"""Job files: YAML or JSON, changed by `--set`, checked without an API."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from app.domain.errors import InvalidInput
+from app.domain.spec import JobSpec
+
+# Stands for the data set that a dry run does not upload.
+PLACEHOLDER_DATASET = "ds-" + "0" * 24
+# YAML 1.1 reads 2e-4 as text, because it wants a dot and a signed exponent; people mean a number.
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with numbers as people write them and without silent surprises."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen and key != "<<":
+                line = key_node.start_mark.line + 1
+                raise InvalidInput(f"line {line}: the key {key} is given twice", param=key)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# Dates stay text: no key of a job takes one, but a name or a metadata value may look like one.
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        *([("tag:yaml.org,2002:float", _FLOAT)] if first in set("-+.0123456789") else []),
+        *((tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")),
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a job file and apply `key=value` overrides; `dataset.path` becomes absolute.
+
+    Args:
+        source: Path of a YAML or JSON file, or `-` for standard input.
+        overrides: Such as `training.max_steps=20`; values are read as YAML.
+
+    Raises:
+        InvalidInput: The file cannot be read, or is no mapping; the message says where.
+    """
+    folder = Path.cwd() if source == "-" else Path(source).absolute().parent
+    spec = _parse(_text(source), source)
+    _resolve_path(spec, folder)
+    for override in overrides:
+        _apply(spec, override)
+    _resolve_path(spec, Path.cwd())
+    return spec
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` pairs alone.
+
+    Raises:
+        InvalidInput: A pair cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def dataset_path(spec: Mapping[str, Any]) -> Path | None:
+    """Return the file that has to be uploaded before the job can be sent.
+
+    Raises:
+        InvalidInput: There is no such file, or an id is given as well.
+    """
+    dataset = _group(spec, "dataset")
+    path = dataset.get("path")
+    if path is None:
+        return None
+    if "id" in dataset:
+        raise InvalidInput("dataset has both path and id; give one of them", param="dataset.path")
+    if not Path(str(path)).is_file():
+        raise InvalidInput(f"dataset.path: there is no file {path}", param="dataset.path")
+    return Path(str(path))
+
+
+def with_dataset(spec: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
+    """Return the spec with an id in place of the path."""
+    dataset = {**spec["dataset"], "id": dataset_id}
+    del dataset["path"]
+    return {**spec, "dataset": dataset}
+
+
+def validate(spec: Mapping[str, Any]) -> JobSpec:
+    """Check a spec as the API would, as far as that needs no data set and no model.
+
+    Raises:
+        InvalidInput: The first fault, with its field; the message says how many there are.
+    """
+    try:
+        return JobSpec.model_validate_json(json.dumps(spec))
+    except ValidationError as error:
+        faults = error.errors()
+        first = faults[0]
+        key = first.get("ctx", {}).get("key")
+        parts = [*first["loc"], *([key] if key and key not in first["loc"] else [])]
+        param = ".".join(str(part) for part in parts)
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise InvalidInput(f"{param}: {first['msg']}{more}", param=param) from error
+
+
+def _text(source: str) -> str:
+    try:
+        return sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
+    except OSError as error:
+        raise InvalidInput(f"cannot read {source}: {error.strerror}", param="FILE") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{source} is not UTF-8 (byte {error.start})", param="FILE") from error
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    # YAML reads most of JSON, but not its tabs; what starts like JSON is tried as JSON first.
+    value = _json(text) if text.lstrip().startswith("{") else None
+    if value is None:
+        value = _yaml(text, source)
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{source} must hold a mapping such as `base_model: ...`", param="FILE")
+    spec = cast(dict[str, Any], value)
+    try:
+        json.dumps(spec, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{source} holds what JSON cannot: {error}", param="FILE") from error
+    return spec
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise InvalidInput(f"the key {key} is given twice", param=key)
+        result[key] = value
+    return result
+
+
+def _yaml(text: str, source: str) -> object:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InvalidInput(f"{source}{where}: {error.problem}", param="FILE") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{source} is no valid YAML: {error}", param="FILE") from error
+
+
+def _apply(spec: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    *groups, key = path.strip().split(".")
+    if not separator or not key or not all(groups):
+        raise InvalidInput(f"--set {override}: write it as key=value", param="--set")
+    target = spec
+    for group in groups:
+        inner = target.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise InvalidInput(f"--set {override}: {group} is no group of keys", param="--set")
+        target = cast(dict[str, Any], inner)
+    target[key] = _yaml(text, f"--set {path}")
+
+
+def _resolve_path(spec: dict[str, Any], folder: Path) -> None:
+    dataset = _group(spec, "dataset")
+    if isinstance(dataset.get("path"), str):
+        dataset["path"] = str(folder / Path(dataset["path"]).expanduser())
+
+
+def _group(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = spec.get(name)
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}

@@ -1,0 +1,105 @@
+"""One engine by URL: SQLite or PostgreSQL, with transactions that mean the same on both."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from app.domain.errors import Unavailable
+
+_BUSY_TIMEOUT_MS = 15_000
+_CONNECT_SECONDS = 5
+
+
+class Database:
+    """Units of work on one database; each `with` block is one transaction."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.engine = _create(url)
+
+    @contextmanager
+    def write(self) -> Generator[Session]:
+        """Run a transaction that may write; it commits at the end of the block.
+
+        On SQLite it takes the write lock at once: what it reads cannot change before it writes.
+
+        Raises:
+            Unavailable: The database cannot be reached; nothing was written, or the commit's fate
+                is unknown, so the caller must be safe to run again.
+        """
+        with (
+            _translated(),
+            Session(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            session.connection(execution_options={"lorad_begin": "BEGIN IMMEDIATE"})
+            yield session
+
+    @contextmanager
+    def read(self) -> Generator[Session]:
+        """Run a transaction that only reads.
+
+        Raises:
+            Unavailable: The database cannot be reached.
+        """
+        with _translated(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Tell a database that is away from a statement that is wrong."""
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    return isinstance(error, OperationalError)
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if is_outage(error):
+            reason = str(error.orig).strip().splitlines() or ["no reason given"]
+            message = f"the database is not available ({reason[0]}); try again"
+            raise Unavailable(message, code="database_unavailable") from error
+        raise
+
+
+def _create(url: str) -> Engine:
+    if make_url(url).get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=20,
+        pool_timeout=_CONNECT_SECONDS,
+        connect_args={"connect_timeout": _CONNECT_SECONDS},
+    )
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transaction control begins late and ends early; an event does it instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # With NORMAL a power cut may undo a committed transaction: an accepted job would vanish.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("lorad_begin", "BEGIN"))

@@ -1,0 +1,128 @@
+"""Queries on what trainers report; step metrics are the events of kind `step`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Insert, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.db.tables import AttemptRow, TrainerEventRow
+from app.domain.events import StepEvent, TrainerEvent
+from app.domain.metrics import StepMetrics
+
+_INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """A trainer event with the numbers that order it within its job."""
+
+    fence: int
+    seq: int
+    kind: str
+    body: str
+
+    @property
+    def cursor(self) -> str:
+        return f"{self.fence}-{self.seq}"
+
+
+def insert_many(
+    session: Session, job_id: str, *, fence: int, attempt: int, events: Sequence[TrainerEvent]
+) -> None:
+    """Store events and move the attempt's high-water mark; those already stored stay."""
+    rows = [
+        {
+            "job_id": job_id,
+            "fence": fence,
+            "seq": event.seq,
+            "kind": event.kind,
+            "step": event.step,
+            "superseded": False,
+            "body": event.model_dump_json(),
+        }
+        for event in events
+    ]
+    statement: Insert = _INSERT[session.get_bind().dialect.name](TrainerEventRow)
+    session.execute(statement.on_conflict_do_nothing(), rows)  # type: ignore[attr-defined]
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.attempt == attempt)
+        .values(high_water_seq=events[-1].seq)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def high_water(session: Session, job_id: str, attempt: int) -> int:
+    """Return the number of the last line of an attempt's events.jsonl that is stored."""
+    query = select(AttemptRow.high_water_seq).where(
+        AttemptRow.job_id == job_id, AttemptRow.attempt == attempt
+    )
+    return session.scalar(query) or 0
+
+
+def metrics(
+    session: Session, job_id: str, *, after_step: int, limit: int, superseded: bool
+) -> Sequence[StepMetrics]:
+    """Return step metrics in the order of their steps, left branches only on demand."""
+    query = select(TrainerEventRow).where(
+        TrainerEventRow.job_id == job_id,
+        TrainerEventRow.kind == "step",
+        TrainerEventRow.step > after_step,
+    )
+    if not superseded:
+        query = query.where(TrainerEventRow.superseded.is_(False))
+    query = query.order_by(TrainerEventRow.step, TrainerEventRow.fence).limit(limit)
+    return [_metrics(row) for row in session.scalars(query)]
+
+
+def after(
+    session: Session, job_id: str, *, fence: int, seq: int, limit: int
+) -> Sequence[StoredEvent]:
+    """Return the events that follow (fence, seq) in the order they were written."""
+    query = (
+        select(TrainerEventRow)
+        .where(
+            TrainerEventRow.job_id == job_id,
+            tuple_(TrainerEventRow.fence, TrainerEventRow.seq) > (fence, seq),
+        )
+        .order_by(TrainerEventRow.fence, TrainerEventRow.seq)
+        .limit(limit)
+    )
+    return [StoredEvent(row.fence, row.seq, row.kind, row.body) for row in session.scalars(query)]
+
+
+def supersede(session: Session, job_id: str, *, after_step: int, before_fence: int) -> int:
+    """Mark the events of older attempts past a step as left behind; returns how many."""
+    result = session.execute(
+        update(TrainerEventRow)
+        .where(
+            TrainerEventRow.job_id == job_id,
+            TrainerEventRow.step > after_step,
+            TrainerEventRow.fence < before_fence,
+            TrainerEventRow.superseded.is_(False),
+        )
+        .values(superseded=True)
+        .execution_options(synchronize_session=False)
+    )
+    return int(result.rowcount)  # type: ignore[attr-defined]
+
+
+def last_metrics(session: Session, job_id: str) -> StepMetrics | None:
+    """Return the metrics of the furthest step on the current branch."""
+    row = session.scalar(
+        select(TrainerEventRow)
+        .where(
+            TrainerEventRow.job_id == job_id,
+            TrainerEventRow.kind == "step",
+            TrainerEventRow.superseded.is_(False),
+        )
+        .order_by(TrainerEventRow.step.desc())
+        .limit(1)
+    )
+    return None if row is None else _metrics(row)
+
+
+def _metrics(row: TrainerEventRow) -> StepMetrics:
+    return StepEvent.model_validate_json(row.body).metrics

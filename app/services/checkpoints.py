@@ -1,0 +1,213 @@
+"""Checkpoints from the user's side: list, verify, pin, delete, download."""
+
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints as checkpoint_queries
+from app.db import jobs as job_queries
+from app.db.engine import Database
+from app.domain import checkpoints, failpoints, ids
+from app.domain.checkpoints import ADAPTER_FILES, MANIFEST_NAME, BadCheckpoint, Checkpoint
+from app.domain.errors import CheckpointUnusable, InUse, InvalidInput, NotFound
+from app.domain.runs import FINAL_FOLDER, attempt_folder, checkpoint_folder
+from app.services import jobs
+from app.settings import Settings
+
+_CHUNK_BYTES = 1 << 20
+LATEST = "latest"
+FINAL = "final"
+
+
+def of_job(db: Database, project_id: str, job_id: str, *, superseded: bool) -> Sequence[Checkpoint]:
+    with db.read() as session:
+        jobs.require(session, project_id, job_id)
+        return checkpoint_queries.of_job(session, job_id, superseded=superseded)
+
+
+def get(db: Database, project_id: str, job_id: str, which: str) -> Checkpoint:
+    """Return a checkpoint of a job.
+
+    Args:
+        which: A step on the current branch, `latest`, or the id of a checkpoint.
+
+    Raises:
+        NotFound: The job has no such checkpoint; one of another job is none of this job's.
+        InvalidInput: `which` is none of the three.
+    """
+    with db.read() as session:
+        jobs.require(session, project_id, job_id)
+        return find(session, job_id, which)
+
+
+def find(session: Session, job_id: str, which: str) -> Checkpoint:
+    """Do what `get` does, inside a transaction."""
+    if which == LATEST:
+        found = checkpoint_queries.latest(session, job_id)
+    elif which.isascii() and which.isdigit() and len(which) < 12:
+        found = checkpoint_queries.at_step(session, job_id, int(which))
+    elif ids.is_id(which, "ckpt"):
+        found = checkpoint_queries.get(session, job_id, which)
+    elif which == "best":
+        raise NotFound(
+            f"job {job_id} has no best checkpoint: no evaluation was run (not available yet)",
+            param="checkpoint",
+            code="no_evaluation",
+        )
+    else:
+        raise InvalidInput(
+            f"{which[:60]!r} is no checkpoint; give a step, `latest`, or the id of a checkpoint",
+            param="checkpoint",
+        )
+    if found is None:
+        have = [
+            str(each.step) for each in checkpoint_queries.of_job(session, job_id, superseded=False)
+        ]
+        raise NotFound(
+            f"job {job_id} has no checkpoint {which}; it has: {', '.join(have) or 'none'}",
+            param="checkpoint",
+        )
+    return found
+
+
+def folder_of(settings: Settings, checkpoint: Checkpoint) -> Path:
+    return checkpoint_folder(settings.home, checkpoint.job_id, checkpoint.attempt, checkpoint.step)
+
+
+def require_good(db: Database, settings: Settings, checkpoint: Checkpoint) -> None:
+    """Verify a checkpoint's files; one that fails is marked corrupt for good.
+
+    Raises:
+        CheckpointUnusable: It does not verify; the message names the file.
+    """
+    if checkpoint.status == "corrupt":
+        raise CheckpointUnusable(
+            f"checkpoint {checkpoint.step} is corrupt: {checkpoint.corrupt_reason}",
+            param="checkpoint",
+        )
+    try:
+        checkpoints.verify(
+            folder_of(settings, checkpoint), manifest_sha256=checkpoint.manifest_sha256
+        )
+    except (BadCheckpoint, OSError) as error:
+        with db.write() as session:
+            mark_corrupt(session, checkpoint, str(error))
+        raise CheckpointUnusable(
+            f"checkpoint {checkpoint.step} failed verification: {error}", param="checkpoint"
+        ) from error
+
+
+def mark_corrupt(session: Session, checkpoint: Checkpoint, reason: str) -> None:
+    if checkpoint_queries.mark_corrupt(session, checkpoint.id, reason):
+        job_queries.add_event(
+            session,
+            checkpoint.job_id,
+            "checkpoint_corrupt",
+            f"checkpoint {checkpoint.step} failed verification: {reason}",
+            attempt=checkpoint.attempt,
+            data={"step": checkpoint.step, "checkpoint_id": checkpoint.id},
+        )
+
+
+def pin(db: Database, project_id: str, job_id: str, which: str, *, pinned: bool) -> Checkpoint:
+    with db.write() as session:
+        jobs.require(session, project_id, job_id)
+        found = find(session, job_id, which)
+        checkpoint_queries.pin(session, found.id, pinned=pinned)
+        return find(session, job_id, found.id)
+
+
+def delete(db: Database, settings: Settings, project_id: str, job_id: str, which: str) -> None:
+    """Remove one checkpoint.
+
+    Raises:
+        InUse: It is pinned, it is what a running or resumable job would continue from, or an
+            attempt is starting from it now.
+    """
+    with db.write() as session:
+        row = jobs.require(session, project_id, job_id)
+        found = find(session, job_id, which)
+        newest = checkpoint_queries.latest(session, job_id)
+        if newest is not None and newest.id == found.id and not job_queries.to_job(row).is_terminal:
+            raise InUse(
+                f"checkpoint {found.step} is the newest good one of a job that has not ended"
+            )
+        if row.resume_checkpoint_id == found.id:
+            raise InUse(f"checkpoint {found.step} is what job {job_id} continues from")
+        if not checkpoint_queries.mark_deleting(session, found.id):
+            raise InUse(f"checkpoint {found.step} is pinned; unpin it first")
+    remove_files(db, settings, found)
+
+
+def remove_files(db: Database, settings: Settings, checkpoint: Checkpoint) -> None:
+    """Delete a checkpoint that is marked `deleting`: first out of sight, then off the disk."""
+    folder = folder_of(settings, checkpoint)
+    trash = folder.with_name(f".trash-{checkpoint.id}")
+    failpoints.hit("checkpoint.delete")
+    if folder.is_dir():
+        folder.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+    with db.write() as session:
+        checkpoint_queries.remove(session, checkpoint.id)
+
+
+def adapter_folder(
+    db: Database, settings: Settings, project_id: str, job_id: str, which: str
+) -> Path:
+    """Return the verified folder of a checkpoint, or of the final adapter when `which` is `final`.
+
+    Raises:
+        NotFound: The job has no such adapter.
+        CheckpointUnusable: Its files do not verify.
+    """
+    if which != FINAL:
+        found = get(db, project_id, job_id, which)
+        require_good(db, settings, found)
+        return folder_of(settings, found)
+    with db.read() as session:
+        row = jobs.require(session, project_id, job_id)
+    if row.final_attempt is None:
+        raise NotFound(f"job {job_id} has no final adapter: it is {row.state}", param="checkpoint")
+    folder = attempt_folder(settings.home, job_id, row.final_attempt) / FINAL_FOLDER
+    try:
+        checkpoints.verify(folder, manifest_sha256=row.final_manifest_sha256)
+    except (BadCheckpoint, OSError) as error:
+        raise CheckpointUnusable(f"the final adapter failed verification: {error}") from error
+    return folder
+
+
+def zipped(folder: Path) -> Iterator[bytes]:
+    """Yield a zip archive of the adapter's files piece by piece, never holding a file in memory."""
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        for name in (*ADAPTER_FILES, MANIFEST_NAME):
+            info = zipfile.ZipInfo.from_file(folder / name, name)
+            with (folder / name).open("rb") as source, archive.open(info, "w") as target:
+                while chunk := source.read(_CHUNK_BYTES):
+                    target.write(chunk)
+                    yield sink.take()
+    yield sink.take()
+
+
+class _Sink(RawIOBase):
+    """A file that cannot seek and forgets what was taken; zipfile then writes sizes last."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._buffer += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = bytes(self._buffer)
+        self._buffer.clear()
+        return taken

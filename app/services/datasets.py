@@ -1,0 +1,197 @@
+"""Data sets: checked line by line while they are stored, never changed afterwards."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from app.db import datasets as dataset_queries
+from app.db import jobs as job_queries
+from app.db import keys as key_queries
+from app.db.engine import Database
+from app.domain import failpoints, ids, lines, rows
+from app.domain.datasets import DATA_FILE, REPORT_FILE, Dataset, DatasetReport
+from app.domain.errors import IdempotencyConflict, InUse, InvalidDataset, NotFound, TooLarge
+from app.domain.rows import BadRow, RowFormat
+from app.settings import Settings
+
+_CHUNK_BYTES = 1 << 20
+_MAX_PROBLEMS = 10
+_SCOPE = "datasets"
+
+
+def upload(
+    db: Database,
+    settings: Settings,
+    project_id: str,
+    source: BinaryIO,
+    *,
+    name: str,
+    filename: str,
+    idempotency_key: str | None = None,
+) -> Dataset:
+    """Store a JSONL file after checking every line.
+
+    The file is complete on disk before its row exists, so a job never finds half of it.
+
+    Raises:
+        InvalidDataset: A line cannot be trained on; the message names the first ones.
+        TooLarge: The file is larger than the limit.
+        IdempotencyConflict: The key was used for another file.
+    """
+    dataset_id = ids.new("ds")
+    temporary = settings.datasets_folder / f".tmp-{dataset_id}"
+    temporary.mkdir(parents=True, mode=0o700)
+    try:
+        size, sha256 = _store(source, temporary / DATA_FILE, max_bytes=settings.max_upload_bytes)
+        report = check(temporary / DATA_FILE, size=size, sha256=sha256)
+        _write_durably(temporary / REPORT_FILE, report.model_dump_json(indent=2).encode())
+        temporary.rename(settings.datasets_folder / dataset_id)
+        _sync_folder(settings.datasets_folder)
+        dataset = _insert(db, project_id, dataset_id, name, filename, report, idempotency_key)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if dataset.id != dataset_id:
+        shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
+    return dataset
+
+
+def check(path: Path, *, size: int, sha256: str) -> DatasetReport:
+    """Read every line of a file and describe it.
+
+    Raises:
+        InvalidDataset: The file is empty, a line is unusable, or its rows are of several formats.
+    """
+    formats: dict[RowFormat, int] = {}
+    problems: list[str] = []
+    num_rows = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in lines.numbered(file):
+                num_rows += 1
+                try:
+                    formats.setdefault(rows.format_of(rows.parse_line(line)), number)
+                except BadRow as bad:
+                    problems.append(f"line {number}: {bad.message}")
+                if len(problems) > _MAX_PROBLEMS:
+                    break
+    except BadRow as bad:
+        problems.append(bad.message)
+    _refuse(problems, formats, num_rows)
+    return DatasetReport(bytes=size, sha256=sha256, num_rows=num_rows, format=next(iter(formats)))
+
+
+def get(db: Database, project_id: str, dataset_id: str) -> Dataset:
+    with db.read() as session:
+        dataset = dataset_queries.get(session, dataset_id, project_id=project_id)
+    return _found(dataset, dataset_id)
+
+
+def page(db: Database, project_id: str, *, after: str | None, limit: int) -> Sequence[Dataset]:
+    with db.read() as session:
+        return dataset_queries.page(session, project_id, after=after, limit=limit)
+
+
+def delete(db: Database, settings: Settings, project_id: str, dataset_id: str) -> None:
+    """Remove a data set that no job was submitted with.
+
+    Raises:
+        NotFound: No such data set.
+        InUse: A job needs it, now or to be resumed.
+    """
+    with db.write() as session:
+        _found(dataset_queries.get(session, dataset_id, project_id=project_id), dataset_id)
+        users = job_queries.uses_dataset(session, dataset_id)
+        if users:
+            names = ", ".join(users[:3]) + (" ..." if len(users) > 3 else "")
+            raise InUse(f"data set {dataset_id} belongs to {names}; delete the jobs first")
+        dataset_queries.remove(session, dataset_id)
+        key_queries.forget(session, dataset_id)
+    shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
+
+
+def _store(source: BinaryIO, target: Path, *, max_bytes: int) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    size = 0
+    with target.open("xb") as file:
+        while chunk := source.read(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > max_bytes:
+                raise TooLarge(
+                    f"the file is larger than {max_bytes} bytes (LORAD_MAX_UPLOAD_BYTES)",
+                    param="file",
+                )
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        failpoints.hit("dataset.fsync")
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def _refuse(problems: list[str], formats: dict[RowFormat, int], num_rows: int) -> None:
+    if problems:
+        more = "; and more" if len(problems) > _MAX_PROBLEMS else ""
+        raise InvalidDataset("; ".join(problems[:_MAX_PROBLEMS]) + more, param="file")
+    if num_rows == 0:
+        raise InvalidDataset("the file is empty; it needs at least one JSON line", param="file")
+    if len(formats) > 1:
+        found = ", ".join(f"{name} from line {line}" for name, line in formats.items())
+        raise InvalidDataset(
+            f"rows of several formats ({found}); upload one file each", param="file"
+        )
+
+
+def _insert(
+    db: Database,
+    project_id: str,
+    dataset_id: str,
+    name: str,
+    filename: str,
+    report: DatasetReport,
+    idempotency_key: str | None,
+) -> Dataset:
+    body = hashlib.sha256(f"{report.sha256}\0{name}\0{filename}".encode()).hexdigest()
+    with db.write() as session:
+        if idempotency_key is not None:
+            known = key_queries.recall(session, project_id, _SCOPE, idempotency_key)
+            if known is not None and known.body_sha256 != body:
+                raise IdempotencyConflict(
+                    "this Idempotency-Key was used for another upload; use a new key"
+                )
+            if known is not None:
+                return _found(dataset_queries.get(session, known.resource_id), known.resource_id)
+            key_queries.remember(
+                session,
+                project_id,
+                _SCOPE,
+                idempotency_key,
+                body_sha256=body,
+                resource_id=dataset_id,
+            )
+        return dataset_queries.insert(
+            session, project_id, dataset_id, name=name, filename=filename, report=report
+        )
+
+
+def _found(dataset: Dataset | None, dataset_id: str) -> Dataset:
+    if dataset is None:
+        raise NotFound(f"there is no data set {dataset_id}", param="dataset_id")
+    return dataset
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,257 @@
+"""Jobs from the user's side: submit, look, pause, cancel, resume, delete."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.db import datasets as dataset_queries
+from app.db import jobs as job_queries
+from app.db import keys as key_queries
+from app.db.engine import Database
+from app.db.jobs import JobRow
+from app.domain.errors import (
+    IdempotencyConflict,
+    InvalidInput,
+    InvalidModel,
+    NotFound,
+    StateConflict,
+)
+from app.domain.jobs import (
+    OWNED_STATES,
+    Actor,
+    Desired,
+    Job,
+    JobEvent,
+    JobState,
+    allowed_requests,
+)
+from app.domain.model_folder import ModelFolder
+from app.domain.runs import job_folder
+from app.domain.spec import JobSpec
+from app.queue import Doorbell
+from app.services import catalog
+from app.settings import Settings
+from app.stream import LiveStream
+
+_SCOPE = "jobs"
+_PAUSABLE = (JobState.STARTING, JobState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a request about a job may touch beside the database; all of it after the commit."""
+
+    settings: Settings
+    doorbell: Doorbell
+    stream: LiveStream
+
+
+def submit(
+    db: Database,
+    outside: Outside,
+    project_id: str,
+    spec: JobSpec,
+    *,
+    idempotency_key: str | None = None,
+) -> Job:
+    """Store a queued job, then ring for a worker.
+
+    The row is committed before the bell rings, so whoever hears it finds the job. If the ring is
+    lost, the reconciler rings again.
+
+    Raises:
+        NotFound: The base model or the data set does not exist.
+        InvalidModel: The base model cannot be used, or not with this data.
+        IdempotencyConflict: The key was used for another body.
+    """
+    model = catalog.require_model(outside.settings, spec.base_model)
+    try:
+        job_id = _store(db, project_id, spec, model, idempotency_key)
+    except IntegrityError:
+        # Two requests with one key at the same time: the other one is stored now, so this finds it.
+        job_id = _store(db, project_id, spec, model, idempotency_key)
+    outside.doorbell.ring()
+    return get(db, outside.settings, project_id, job_id)
+
+
+def get(db: Database, settings: Settings, project_id: str, job_id: str) -> Job:
+    with db.read() as session:
+        row = require(session, project_id, job_id)
+    return _explained(db, settings, [row])[0]
+
+
+def page(
+    db: Database,
+    settings: Settings,
+    project_id: str,
+    *,
+    state: JobState | None,
+    after: str | None,
+    limit: int,
+) -> list[Job]:
+    with db.read() as session:
+        rows = job_queries.page(session, project_id, state=state, after=after, limit=limit)
+    return _explained(db, settings, rows)
+
+
+def events(
+    db: Database, project_id: str, job_id: str, *, after: int, limit: int
+) -> Sequence[JobEvent]:
+    with db.read() as session:
+        require(session, project_id, job_id)
+        return job_queries.events(session, job_id, after=after, limit=limit)
+
+
+def pause(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
+    """Stop a job at its next step boundary, with a checkpoint; a queued one at once.
+
+    Raises:
+        StateConflict: The job cannot be paused; the message says what can be done.
+    """
+    with db.write() as session:
+        row = require(session, project_id, job_id, lock=True)
+        if row.state == JobState.QUEUED:
+            _leave_queue(session, row, JobState.PAUSED, Desired.PAUSE)
+        elif row.desired == Desired.RUN and row.state in _PAUSABLE:
+            _request(session, row, Desired.PAUSE, _PAUSABLE)
+        elif not (row.desired == Desired.PAUSE and row.state in OWNED_STATES):
+            raise _conflict(row, "pause")
+    return _told(db, outside, project_id, job_id)
+
+
+def cancel(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
+    """End a job without saving; its committed checkpoints stay and can be resumed from.
+
+    Raises:
+        StateConflict: The job has ended already.
+    """
+    with db.write() as session:
+        row = require(session, project_id, job_id, lock=True)
+        if row.state in (JobState.QUEUED, JobState.PAUSED):
+            _leave_queue(session, row, JobState.CANCELLED, Desired.CANCEL)
+        elif row.state in OWNED_STATES:
+            _request(session, row, Desired.CANCEL, OWNED_STATES)
+        else:
+            raise _conflict(row, "cancel")
+    return _told(db, outside, project_id, job_id)
+
+
+def delete(db: Database, settings: Settings, project_id: str, job_id: str) -> None:
+    """Remove a job that has ended, with its checkpoints, metrics and files.
+
+    Raises:
+        StateConflict: The job has not ended.
+    """
+    with db.write() as session:
+        row = require(session, project_id, job_id)
+        if not job_queries.remove(session, job_id):
+            raise _conflict(row, "delete")
+        key_queries.forget(session, job_id)
+    shutil.rmtree(job_folder(settings.home, job_id), ignore_errors=True)
+
+
+def require(session: Session, project_id: str, job_id: str, *, lock: bool = False) -> JobRow:
+    """Return a job of the project; with `lock` nobody changes it until the transaction ends.
+
+    Raises:
+        NotFound: No such job.
+    """
+    row = job_queries.get(session, job_id, project_id=project_id, lock=lock)
+    if row is None:
+        raise NotFound(f"there is no job {job_id}", param="job_id")
+    return row
+
+
+def _store(
+    db: Database, project_id: str, spec: JobSpec, model: ModelFolder, idempotency_key: str | None
+) -> str:
+    body = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    with db.write() as session:
+        if idempotency_key is not None:
+            known = key_queries.recall(session, project_id, _SCOPE, idempotency_key)
+            if known is not None and known.body_sha256 != body:
+                raise IdempotencyConflict(
+                    "this Idempotency-Key was used for another job; use a new key"
+                )
+            if known is not None:
+                return known.resource_id
+        _require_dataset(session, project_id, spec, model)
+        job_id = job_queries.insert(session, project_id, spec)
+        if idempotency_key is not None:
+            key_queries.remember(
+                session, project_id, _SCOPE, idempotency_key, body_sha256=body, resource_id=job_id
+            )
+    return job_id
+
+
+def _require_dataset(session: Session, project_id: str, spec: JobSpec, model: ModelFolder) -> None:
+    dataset = dataset_queries.get(session, spec.dataset.id, project_id=project_id)
+    if dataset is None:
+        raise NotFound(
+            f"there is no data set {spec.dataset.id}; upload it with POST /datasets",
+            param="dataset.id",
+            code="unknown_dataset",
+        )
+    if spec.dataset.format not in ("auto", dataset.format):
+        raise InvalidInput(
+            f"data set {dataset.id} has {dataset.format} rows, not {spec.dataset.format}",
+            param="dataset.format",
+        )
+    if dataset.format == "chat" and not model.has_chat_template:
+        raise InvalidModel(
+            f"model {spec.base_model} has no chat template, which chat rows need; "
+            "use prompt-completion rows, or a model with a template",
+            param="base_model",
+        )
+
+
+def _explained(db: Database, settings: Settings, rows: Sequence[JobRow]) -> list[Job]:
+    if not any(row.state == JobState.QUEUED for row in rows):
+        return [job_queries.to_job(row) for row in rows]
+    workers = catalog.list_workers(db, settings)
+
+    def reason(row: JobRow) -> str | None:
+        if row.state != JobState.QUEUED:
+            return None
+        return catalog.waiting_for(workers, JobSpec.model_validate(row.spec))
+
+    return [job_queries.to_job(row, waiting_for=reason(row)) for row in rows]
+
+
+def _leave_queue(session: Session, row: JobRow, target: JobState, desired: Desired) -> None:
+    moved = job_queries.transition(
+        session,
+        row.id,
+        JobState(row.state),
+        target,
+        Actor.API,
+        reason=desired,
+        message=f"{desired} requested",
+        values={"desired": desired},
+    )
+    if not moved:
+        raise StateConflict(f"job {row.id} changed while it was asked to {desired}; try again")
+
+
+def _request(session: Session, row: JobRow, desired: Desired, states: Sequence[JobState]) -> None:
+    if not job_queries.ask(session, row.id, desired, states=states):
+        raise StateConflict(f"job {row.id} changed while it was asked to {desired}; try again")
+    if row.desired != desired:
+        job_queries.add_event(
+            session, row.id, "requested", f"{desired} requested", attempt=row.attempt
+        )
+
+
+def _told(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
+    outside.stream.hint(job_id)
+    outside.stream.state_changed(job_id)
+    return get(db, outside.settings, project_id, job_id)
+
+
+def _conflict(row: JobRow, verb: str) -> StateConflict:
+    state = JobState(row.state)
+    return StateConflict(f"cannot {verb} job {row.id}: it is {state}; {allowed_requests(state)}")

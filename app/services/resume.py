@@ -1,0 +1,221 @@
+"""Resuming a job from a checkpoint: whether it can be, and what it leaves behind."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints as checkpoint_queries
+from app.db import jobs as job_queries
+from app.db import trainer_events as event_queries
+from app.db.engine import Database
+from app.db.jobs import JobRow
+from app.db.types import db_now
+from app.domain.checkpoints import Checkpoint
+from app.domain.errors import CheckpointUnusable, Conflict, InvalidInput, NotFound, StateConflict
+from app.domain.jobs import RESUMABLE_STATES, Actor, Desired, Job, JobState, allowed_requests
+from app.domain.spec import JobSpec, TrainingSpec
+from app.services import checkpoints, jobs
+from app.services.jobs import Outside
+
+CHANGEABLE = (
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "save_steps",
+    "eval_steps",
+    "logging_steps",
+)
+
+
+class ResumeRequest(BaseModel):
+    """Where to continue from, and what to change."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    checkpoint: int | str = checkpoints.LATEST
+    """A step on the current branch, `latest`, or the id of a checkpoint of this job."""
+    from_scratch: bool = False
+    """Start again at step 0; excludes `checkpoint`."""
+    training: dict[str, Any] = {}
+    """New values for max_steps, num_train_epochs, learning_rate, save_steps or logging_steps."""
+
+
+def resume(
+    db: Database, outside: Outside, project_id: str, job_id: str, request: ResumeRequest
+) -> Job:
+    """Put a stopped job back in the queue, to continue from a checkpoint.
+
+    Everything past that checkpoint is superseded in the same transaction.
+
+    Raises:
+        StateConflict: The job is not stopped, or has nothing left to do.
+        Conflict: An override that would make it another run.
+        NotFound: No such checkpoint.
+        CheckpointUnusable: The named checkpoint does not verify, or `latest` finds none that does.
+    """
+    with db.read() as session:
+        row = jobs.require(session, project_id, job_id)
+    _require_stopped(row)
+    spec = _changed_spec(JobSpec.model_validate(row.spec), request.training)
+    start = _starting_point(db, outside, project_id, row, request)
+    _require_work(row, spec, start)
+    with db.write() as session:
+        _requeue(session, row, spec, start, from_scratch=request.from_scratch)
+    outside.doorbell.ring()
+    outside.stream.state_changed(job_id)
+    return jobs.get(db, outside.settings, project_id, job_id)
+
+
+def _require_stopped(row: JobRow) -> None:
+    state = JobState(row.state)
+    if state not in RESUMABLE_STATES:
+        raise StateConflict(f"cannot resume job {row.id}: it is {state}; {allowed_requests(state)}")
+
+
+def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
+    refused = sorted(set(changes) - set(CHANGEABLE))
+    if refused:
+        raise Conflict(
+            f"training.{refused[0]} cannot change on resume, it would be another run; "
+            f"only {', '.join(CHANGEABLE)} can (submit a new job for the rest)",
+            param=f"training.{refused[0]}",
+            code="not_changeable",
+        )
+    try:
+        training = TrainingSpec.model_validate({**spec.training.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first.get("ctx", {}).get("key") or ".".join(map(str, first["loc"]))
+        raise InvalidInput(
+            first["msg"], param=f"training.{key}", code=_code(first["type"])
+        ) from error
+    return spec.model_copy(update={"training": training})
+
+
+def _code(error_type: str) -> str:
+    return error_type if error_type == "not_available" else "invalid_input"
+
+
+def _starting_point(
+    db: Database, outside: Outside, project_id: str, row: JobRow, request: ResumeRequest
+) -> Checkpoint | None:
+    """Return the verified checkpoint to continue from; None is step 0."""
+    if request.from_scratch:
+        if "checkpoint" in request.model_fields_set:
+            raise InvalidInput("give checkpoint or from_scratch, not both", param="from_scratch")
+        return None
+    if request.checkpoint == checkpoints.LATEST:
+        return _newest_good(db, outside, row)
+    found = checkpoints.get(db, project_id, row.id, str(request.checkpoint))
+    if found.superseded:
+        raise CheckpointUnusable(
+            f"checkpoint {found.id} (step {found.step}) was left behind when the job was resumed "
+            "from an earlier step, so the steps before it are not this job's any more",
+            param="checkpoint",
+        )
+    checkpoints.require_good(db, outside.settings, found)
+    return found
+
+
+def _newest_good(db: Database, outside: Outside, row: JobRow) -> Checkpoint | None:
+    """Return the furthest checkpoint that verifies; those that do not are marked on the way."""
+    bad: CheckpointUnusable | None = None
+    while True:
+        with db.read() as session:
+            newest = checkpoint_queries.latest(session, row.id)
+        if newest is None:
+            break
+        try:
+            checkpoints.require_good(db, outside.settings, newest)
+        except CheckpointUnusable as error:
+            bad = error
+            continue
+        return newest
+    if bad is not None:
+        raise CheckpointUnusable(
+            f"job {row.id} has no checkpoint that verifies ({bad.message}); "
+            "resume with from_scratch to start again",
+            param="checkpoint",
+        )
+    if row.state == JobState.PAUSED:
+        return None  # paused before its first checkpoint: it starts at step 0
+    raise NotFound(
+        f"job {row.id} has no checkpoint; resume with from_scratch to start at step 0",
+        param="checkpoint",
+        code="no_checkpoint",
+    )
+
+
+def _require_work(row: JobRow, spec: JobSpec, start: Checkpoint | None) -> None:
+    if row.state != JobState.SUCCEEDED:
+        return
+    before = JobSpec.model_validate(row.spec).training
+    steps, epochs = spec.training.max_steps, spec.training.num_train_epochs
+    longer = (
+        steps > (row.total_steps or 0)
+        if steps is not None
+        else epochs > before.num_train_epochs or before.max_steps is not None
+    )
+    if not longer:
+        raise StateConflict(
+            f"job {row.id} has succeeded with {row.total_steps} steps; to go on, resume it with a "
+            "larger training.max_steps or training.num_train_epochs",
+            param="training.max_steps",
+        )
+    if start is not None and steps is not None and start.step >= steps:
+        raise StateConflict(f"checkpoint {start.step} is not before max_steps {steps}")
+
+
+def _requeue(
+    session: Session, row: JobRow, spec: JobSpec, start: Checkpoint | None, *, from_scratch: bool
+) -> None:
+    step = 0 if start is None else start.step
+    moved = job_queries.transition(
+        session,
+        row.id,
+        JobState(row.state),
+        JobState.QUEUED,
+        Actor.API,
+        reason="resume",
+        message=f"resume from step {step} requested",
+        values={
+            "desired": Desired.RUN.value,
+            "spec": spec.model_dump(mode="json"),
+            "resume_checkpoint_id": None if start is None else start.id,
+            "crash_streak": 0,
+            "not_before": db_now(),
+            "rung_at": db_now(),
+            "finished_at": None,
+            "error": None,
+            "final_attempt": None,
+            "final_manifest_sha256": None,
+        },
+        data={"step": step, "from_scratch": from_scratch},
+    )
+    if not moved:
+        raise StateConflict(f"job {row.id} changed while it was being resumed; try again")
+    leave_behind(session, row.id, after_step=step, before_fence=row.fence + 1)
+
+
+def leave_behind(session: Session, job_id: str, *, after_step: int, before_fence: int) -> None:
+    """Supersede what older attempts did past a step, and put the job's progress back there."""
+    rows = event_queries.supersede(
+        session, job_id, after_step=after_step, before_fence=before_fence
+    )
+    num_checkpoints = checkpoint_queries.supersede(
+        session, job_id, after_step=after_step, before_fence=before_fence
+    )
+    last = event_queries.last_metrics(session, job_id)
+    job_queries.set_progress(session, job_id, step=after_step, metrics=last)
+    if rows or num_checkpoints:
+        job_queries.add_event(
+            session,
+            job_id,
+            "superseded",
+            f"steps past {after_step} are superseded",
+            attempt=job_queries.attempt_of(session, job_id),
+            data={"after_step": after_step, "checkpoints": num_checkpoints},
+        )

@@ -1,0 +1,373 @@
+"""Jobs from the worker's side: claim, begin, record, renew, settle; always under the fence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints as checkpoint_queries
+from app.db import datasets as dataset_queries
+from app.db import jobs as job_queries
+from app.db import trainer_events as event_queries
+from app.db.engine import Database
+from app.db.jobs import JobRow
+from app.db.types import db_now
+from app.domain import failpoints
+from app.domain.checkpoints import Checkpoint
+from app.domain.datasets import Dataset
+from app.domain.errors import CheckpointUnusable, Fenced
+from app.domain.events import (
+    CheckpointEvent,
+    FinishedEvent,
+    NoticeEvent,
+    ReadyEvent,
+    StepEvent,
+    TrainerEvent,
+)
+from app.domain.jobs import OWNED_STATES, Actor, Desired, JobError, JobState
+from app.domain.spec import JobSpec
+from app.domain.workers import Capability
+from app.services import checkpoints, resume
+from app.settings import Settings
+
+_FIRST_BACKOFF_SECONDS = 5.0
+_MAX_BACKOFF_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job that this worker owns under a fence."""
+
+    job_id: str
+    attempt: int
+    fence: int
+    spec: JobSpec
+    dataset: Dataset
+    resume_checkpoint_id: str | None
+
+
+def claim(
+    db: Database, settings: Settings, *, worker_id: str, capability: Capability
+) -> Claimed | None:
+    """Take the best queued job that this worker can run; None without one, or a free slot."""
+    with db.write() as session:
+        job_id = job_queries.next_claimable(session, capability)
+        if job_id is None:
+            return None
+        failpoints.hit("claim")
+        row = job_queries.claim(
+            session,
+            job_id,
+            worker_id=worker_id,
+            slots=settings.slots,
+            lease_seconds=settings.lease_seconds,
+        )
+        if row is None:
+            return None
+        dataset = dataset_queries.get(session, row.dataset_id)
+        assert dataset is not None  # the foreign key holds it
+        return Claimed(
+            job_id=row.id,
+            attempt=row.attempt,
+            fence=row.fence,
+            spec=JobSpec.model_validate(row.spec),
+            dataset=dataset,
+            resume_checkpoint_id=row.resume_checkpoint_id,
+        )
+
+
+def begin(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
+    """Choose and verify the checkpoint that an attempt starts from, and leave the rest behind.
+
+    Returns:
+        The furthest good checkpoint of the job's branch; None to start at step 0.
+
+    Raises:
+        Fenced: Another attempt owns the job.
+    """
+    start = _choose(db, settings, run)
+    step = 0 if start is None else start.step
+    with db.write() as session:
+        _require_owner(session, run, {"resume_checkpoint_id": None})
+        resume.leave_behind(session, run.job_id, after_step=step, before_fence=run.fence)
+        job_queries.start_attempt_at(
+            session,
+            run.job_id,
+            run.attempt,
+            step=step,
+            checkpoint_id=None if start is None else start.id,
+        )
+    return start
+
+
+def record(db: Database, run: Claimed, events: Sequence[TrainerEvent]) -> None:
+    """Store what the trainer reported, and the checkpoints among it, in one fenced transaction.
+
+    A checkpoint becomes visible together with every metric row up to its step, so that resuming
+    from it never meets a gap.
+
+    Raises:
+        Fenced: Another attempt owns the job; nothing was written.
+    """
+    with db.write() as session:
+        _require_owner(session, run, _progress(events))
+        # After a commit whose answer was lost, the same events come again.
+        stored = event_queries.high_water(session, run.job_id, run.attempt)
+        new = [event for event in events if event.seq > stored]
+        if not new:
+            return
+        event_queries.insert_many(
+            session, run.job_id, fence=run.fence, attempt=run.attempt, events=new
+        )
+        for event in new:
+            _record_one(session, run, event)
+        failpoints.hit("record.commit")
+
+
+def renew(db: Database, settings: Settings, run: Claimed) -> Desired:
+    """Extend the lease and return what is asked of the job.
+
+    Raises:
+        Fenced: Another attempt owns the job, or it was reaped.
+    """
+    failpoints.hit("heartbeat")
+    with db.write() as session:
+        desired = job_queries.renew(
+            session, run.job_id, fence=run.fence, lease_seconds=settings.lease_seconds
+        )
+    if desired is None:
+        raise Fenced(f"attempt {run.attempt} of {run.job_id} lost its lease")
+    return desired
+
+
+def move(
+    db: Database,
+    run: Claimed,
+    source: JobState,
+    target: JobState,
+    *,
+    message: str,
+    reason: str | None = None,
+) -> None:
+    """Change the state of an owned job whose attempt goes on.
+
+    Raises:
+        Fenced: Another attempt owns the job, or it is not in `source`.
+    """
+    with db.write() as session:
+        _settle(session, run, source, target, reason, message, {}, ends=False)
+
+
+def fail(db: Database, run: Claimed, source: JobState, error: JobError) -> None:
+    """Settle a job as failed for good."""
+    values = {"error": error.model_dump()}
+    with db.write() as session:
+        _settle(session, run, source, JobState.FAILED, error.code, error.message, values)
+
+
+def succeed(db: Database, run: Claimed, finished: FinishedEvent) -> None:
+    """Settle a job whose last event is stored and whose final adapter verified."""
+    values = {
+        "final_attempt": run.attempt,
+        "final_manifest_sha256": finished.manifest_sha256,
+    }
+    message = f"trained {finished.step} steps"
+    with db.write() as session:
+        _settle(session, run, JobState.FINALIZING, JobState.SUCCEEDED, None, message, values)
+
+
+def settle_stopped(db: Database, run: Claimed) -> JobState:
+    """Settle a job whose trainer has stopped, by what is asked of it at this moment.
+
+    Returns:
+        cancelled or paused as the user wished; queued when it was only drained.
+
+    Raises:
+        Fenced: Another attempt owns the job.
+    """
+    with db.write() as session:
+        row = _locked(session, run)
+        target = {
+            Desired.CANCEL: JobState.CANCELLED,
+            Desired.PAUSE: JobState.PAUSED,
+            Desired.RUN: JobState.QUEUED,
+        }[Desired(row.desired)]
+        reason = row.desired if target is not JobState.QUEUED else "drain"
+        values = {"rung_at": db_now(), "not_before": db_now()}
+        _settle(session, run, JobState.STOPPING, target, reason, f"{reason} done", values)
+    return target
+
+
+def crash(db: Database, settings: Settings, run: Claimed, source: JobState, what: str) -> None:
+    """Settle a job whose trainer died.
+
+    It goes back in the queue, or fails when its crash budget is spent, or ends as the user wished
+    when a pause or cancel was asked for meanwhile.
+
+    Raises:
+        Fenced: Another attempt owns the job.
+    """
+    with db.write() as session:
+        row = _locked(session, run)
+        if row.desired != Desired.RUN:
+            _stop_after_crash(session, run, source, Desired(row.desired), what)
+            return
+        streak = row.crash_streak + 1
+        if streak >= settings.max_crashes:
+            error = crash_loop(streak, what)
+            values: dict[str, Any] = {"error": error.model_dump(), "crash_streak": streak}
+            _settle(session, run, source, JobState.FAILED, error.code, error.message, values)
+            return
+        wait_seconds = backoff_seconds(streak)
+        values = {
+            "crash_streak": streak,
+            "not_before": db_now(wait_seconds),
+            "rung_at": db_now(wait_seconds - settings.ring_again_seconds),
+        }
+        message = f"{what}; trying again" + (f" in {wait_seconds:.0f} s" if wait_seconds else "")
+        _settle(session, run, source, JobState.QUEUED, "crash", message, values)
+
+
+def crash_loop(streak: int, what: str) -> JobError:
+    return JobError(
+        code="crash_loop",
+        message=f"crashed {streak} times without a new checkpoint in between; last: {what}. "
+        "See the log (GET /jobs/{id}/logs), then resume the job",
+    )
+
+
+def backoff_seconds(streak: int) -> float:
+    """Return the wait before the next attempt: none after the first crash, then growing."""
+    if streak <= 1:
+        return 0.0
+    return min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (streak - 2))
+
+
+def retire(db: Database, settings: Settings, run: Claimed) -> None:
+    """Delete the checkpoints that `save_total_limit` no longer covers, after the commit."""
+    limit = run.spec.training.save_total_limit
+    if limit is None:
+        return
+    with db.write() as session:
+        old = [
+            each
+            for each in checkpoint_queries.beyond_limit(session, run.job_id, limit)
+            if checkpoint_queries.mark_deleting(session, each.id)
+        ]
+    for each in old:
+        checkpoints.remove_files(db, settings, each)
+
+
+def _choose(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
+    wanted: Checkpoint | None = None
+    if run.resume_checkpoint_id is not None:
+        with db.read() as session:
+            wanted = checkpoint_queries.get(session, run.job_id, run.resume_checkpoint_id)
+    up_to_step = None if wanted is None else wanted.step
+    while True:
+        with db.read() as session:
+            newest = checkpoint_queries.latest(session, run.job_id, up_to_step=up_to_step)
+        if newest is None:
+            return None
+        try:
+            checkpoints.require_good(db, settings, newest)
+        except CheckpointUnusable:
+            continue  # it is marked corrupt now, so the next look finds the one before it
+        return newest
+
+
+def _locked(session: Session, run: Claimed) -> JobRow:
+    """Return the owned row, held until the end of the transaction so that no request changes it."""
+    row = job_queries.get(session, run.job_id, lock=True)
+    if row is None or row.fence != run.fence or JobState(row.state) not in OWNED_STATES:
+        raise Fenced(f"attempt {run.attempt} of {run.job_id} is fenced")
+    return row
+
+
+def _stop_after_crash(
+    session: Session, run: Claimed, source: JobState, desired: Desired, what: str
+) -> None:
+    target = JobState.CANCELLED if desired is Desired.CANCEL else JobState.PAUSED
+    if source is not JobState.STOPPING:
+        _settle(session, run, source, JobState.STOPPING, desired, what, {}, ends=False)
+    _settle(session, run, JobState.STOPPING, target, desired, f"{desired} done: {what}", {})
+
+
+def _settle(
+    session: Session,
+    run: Claimed,
+    source: JobState,
+    target: JobState,
+    reason: str | None,
+    message: str,
+    values: Mapping[str, Any],
+    *,
+    ends: bool = True,
+) -> None:
+    moved = job_queries.transition(
+        session,
+        run.job_id,
+        source,
+        target,
+        Actor.SUPERVISOR,
+        message=message,
+        reason=reason,
+        guards=job_queries.owned_by(run.fence),
+        values=values,
+    )
+    if not moved and not _is_there(session, run, target):
+        raise Fenced(f"attempt {run.attempt} of {run.job_id} cannot go from {source} to {target}")
+    if ends:
+        job_queries.end_attempt(session, run.job_id, run.attempt, target)
+
+
+def _is_there(session: Session, run: Claimed, target: JobState) -> bool:
+    """Tell whether the same move was committed before, with its answer lost."""
+    row = job_queries.get(session, run.job_id)
+    return row is not None and row.fence == run.fence and row.state == target
+
+
+def _require_owner(session: Session, run: Claimed, values: Mapping[str, Any]) -> None:
+    changes = dict(values) or {"fence": run.fence}
+    if not job_queries.update_owned(session, run.job_id, fence=run.fence, values=changes):
+        raise Fenced(f"attempt {run.attempt} of {run.job_id} is fenced")
+
+
+def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for event in events:
+        match event:
+            case ReadyEvent():
+                values |= {"total_steps": event.total_steps, "step": event.step}
+            case StepEvent():
+                measured = event.metrics
+                values |= {"step": event.step, "epoch": measured.epoch, "loss": measured.loss}
+            case _:
+                values["step"] = max(event.step, values.get("step", event.step))
+    return values
+
+
+def _record_one(session: Session, run: Claimed, event: TrainerEvent) -> None:
+    match event:
+        case CheckpointEvent():
+            checkpoint_id = checkpoint_queries.insert(
+                session, run.job_id, attempt=run.attempt, fence=run.fence, event=event
+            )
+            job_queries.update_owned(
+                session, run.job_id, fence=run.fence, values={"crash_streak": 0}
+            )
+            job_queries.add_event(
+                session,
+                run.job_id,
+                "checkpoint",
+                f"checkpoint {event.step} committed",
+                attempt=run.attempt,
+                data={"step": event.step, "checkpoint_id": checkpoint_id, "bytes": event.bytes},
+            )
+        case NoticeEvent():
+            job_queries.add_event(
+                session, run.job_id, event.code, event.message, attempt=run.attempt
+            )
+        case _:
+            pass

@@ -1,0 +1,74 @@
+"""Workers from their own side: who they are, registering, heartbeats."""
+
+import platform
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from app.db import workers as worker_queries
+from app.db.engine import Database
+from app.domain import ids
+from app.domain.workers import Device, WorkerIdentity
+from app.services import catalog
+from app.settings import Settings
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
+
+
+def register(db: Database, settings: Settings, devices: Sequence[Device], version: str) -> str:
+    """Announce a new worker and return its id."""
+    worker_id = ids.new("worker")
+    models = catalog.model_names(settings)
+    with db.write() as session:
+        worker_queries.insert(
+            session,
+            worker_id,
+            host=socket.gethostname(),
+            identity=this_process(),
+            slots=settings.slots,
+            devices=devices,
+            models=models,
+            version=version,
+        )
+    return worker_id
+
+
+def beat(db: Database, settings: Settings, worker_id: str) -> None:
+    """Say that the worker is alive and which models it has."""
+    models = catalog.model_names(settings)
+    with db.write() as session:
+        worker_queries.beat(session, worker_id, models=models)
+
+
+def leave(db: Database, worker_id: str) -> None:
+    with db.write() as session:
+        worker_queries.end(session, worker_id)
+
+
+def this_process() -> WorkerIdentity:
+    process = psutil.Process()
+    return WorkerIdentity(machine=this_machine(), pid=process.pid, started=process.create_time())
+
+
+def this_machine() -> str:
+    """Name machine, boot and process-id namespace: where all agree, process ids compare."""
+    boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else str(psutil.boot_time())
+    namespace = str(_PID_NAMESPACE.readlink()) if _PID_NAMESPACE.exists() else platform.system()
+    return f"{socket.gethostname()}/{boot}/{namespace}"
+
+
+def is_dead(identity: WorkerIdentity) -> bool:
+    """Tell whether a worker of this machine has ended; False for workers of other machines."""
+    if identity.machine != this_machine():
+        return False
+    try:
+        process = psutil.Process(identity.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        # A process id may have been given to another process since; clock ticks are coarse.
+        return abs(process.create_time() - identity.started) > 1.0
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,409 @@
+"""Commands print data on stdout and the rest on stderr, and end with the promised codes."""
+
+import hashlib
+import json
+
+import pytest
+
+from app.domain.jobs import JobState
+from tests.cli.conftest import (
+    DATASET_ID,
+    JOB_ID,
+    Answer,
+    listing,
+    make_dataset,
+    make_job,
+    make_step,
+    problem,
+    sse,
+    step_message,
+    stream,
+)
+
+JOB = f"GET /jobs/{JOB_ID}"
+
+
+@pytest.fixture
+def job_file(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    path = tmp_path / "job.yaml"
+    path.write_text("base_model: tiny\ndataset: {path: rows.jsonl}\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, 2),
+        (401, 4),
+        (403, 4),
+        (404, 3),
+        (409, 2),
+        (413, 2),
+        (422, 2),
+        (503, 5),
+        (500, 1),
+    ],
+)
+def test_an_answer_decides_the_exit_code(api, lorad, status, code):
+    api.on(JOB, problem(status, "that is wrong", param="training.max_steps"))
+
+    done = lorad("show", JOB_ID)
+
+    assert done.code == code
+    assert done.stdout == ""
+    assert done.stderr == "error: that is wrong\nfield: training.max_steps\n"
+
+
+def test_every_problem_of_a_request_is_shown(api, lorad):
+    answer = problem(422, "r is wrong", param="lora.r")
+    answer.body["error"]["details"] = [{"message": "r is wrong"}, {"message": "seed is wrong"}]
+    api.on(JOB, answer)
+
+    assert lorad("show", JOB_ID).stderr == (
+        "error: r is wrong\n  also: seed is wrong\nfield: lora.r\n"
+    )
+
+
+def test_an_answer_of_something_else_is_no_traceback(api, lorad):
+    api.on(JOB, Answer("<html>hello</html>", type="text/html"))
+
+    done = lorad("show", JOB_ID)
+
+    assert done.code == 1
+    assert "is it a lorad API" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_api_is_code_5(lorad, monkeypatch):
+    monkeypatch.setenv("LORAD_API_URL", "http://127.0.0.1:9")
+
+    done = lorad("ls")
+
+    assert done.code == 5
+    assert "lorad up" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://"])
+def test_a_strange_url_is_bad_input(lorad, monkeypatch, url):
+    monkeypatch.setenv("LORAD_API_URL", url)
+
+    done = lorad("ls")
+
+    assert done.code == 2
+    assert "field: LORAD_API_URL" in done.stderr
+
+
+def test_an_unknown_option_is_bad_input(lorad):
+    assert lorad("ls", "--colour").code == 2
+
+
+def test_the_key_is_sent(api, lorad, monkeypatch):
+    monkeypatch.setenv("LORAD_API_KEY", "lorad_secret")
+    api.on("GET /jobs", listing())
+
+    lorad("ls")
+
+    assert api.requests[0].headers["authorization"] == "Bearer lorad_secret"
+
+
+def test_a_list_is_printed_in_three_ways(api, lorad):
+    api.on("GET /jobs", listing(make_job(name="a\x1b[31m\nb")))
+
+    table, ids, text = (lorad("ls", "-o", mode) for mode in ("table", "id", "json"))
+
+    assert table.stdout.splitlines()[0].split()[:3] == ["ID", "STATE", "STEP"]
+    assert table.stdout.splitlines()[1].split()[:4] == [JOB_ID, "running", "3/10", "1.25"]
+    assert "a?[31m?b" in table.stdout
+    assert ids.stdout == f"{JOB_ID}\n"
+    assert [job["id"] for job in json.loads(text.stdout)] == [JOB_ID]
+
+
+def test_pages_are_put_together(api, lorad):
+    other = "job-ffffffffffffffffffffffff"
+    api.on("GET /jobs", listing(make_job(), has_more=True), listing(make_job(id=other)))
+
+    done = lorad("ls", "--limit", "200", "--state", "running", "-o", "id")
+
+    assert done.stdout.split() == [JOB_ID, other]
+    assert api.requests[0].query == "limit=100&state=running"
+    assert f"after={JOB_ID}" in api.requests[1].query
+
+
+def test_metrics_continue_after_the_last_step(api, lorad):
+    route = f"GET /jobs/{JOB_ID}/metrics"
+    api.on(route, listing(make_step(4), make_step(5), has_more=True), listing(make_step(6)))
+
+    done = lorad("metrics", JOB_ID, "--after-step", "3", "-o", "id")
+
+    assert done.stdout.split() == ["4", "5", "6"]
+    assert "after_step=3" in api.requests[0].query
+    assert "after_step=5" in api.requests[1].query
+
+
+def test_an_id_stays_one_part_of_the_path(api, lorad):
+    done = lorad("show", "../datasets?x=1")
+
+    assert done.code == 3
+    assert api.requests[0].path == "/jobs/..%2Fdatasets%3Fx%3D1"
+
+
+def test_submit_uploads_the_data_first(api, lorad, job_file):
+    api.on("GET /datasets", listing())
+    api.on("POST /datasets", Answer(make_dataset(), status=201))
+    api.on("POST /jobs", Answer(make_job(JobState.QUEUED), status=201))
+
+    done = lorad("submit", job_file, "--set", "training.max_steps=20", "-o", "id")
+
+    assert (done.code, done.stdout) == (0, f"{JOB_ID}\n")
+    uploaded, submitted = api.requests[1], api.requests[2]
+    assert b'{"text": "a"}' in uploaded.body
+    assert submitted.json == {
+        "base_model": "tiny",
+        "dataset": {"id": DATASET_ID},
+        "training": {"max_steps": 20},
+    }
+    assert submitted.headers["idempotency-key"] != uploaded.headers["idempotency-key"]
+
+
+def test_the_same_file_is_not_uploaded_twice(api, lorad, job_file):
+    same = hashlib.sha256(b'{"text": "a"}\n').hexdigest()
+    api.on("GET /datasets", listing(make_dataset(), make_dataset(sha256=same)))
+    api.on("POST /jobs", Answer(make_job(JobState.QUEUED), status=201))
+
+    done = lorad("submit", job_file)
+
+    assert done.code == 0
+    assert [request.method for request in api.requests] == ["GET", "POST"]
+
+
+def test_a_faulty_job_file_uploads_nothing(api, lorad, job_file):
+    done = lorad("submit", job_file, "--set", "training.max_stps=20")
+
+    assert done.code == 2
+    assert "did you mean max_steps" in done.stderr
+    assert api.requests == []
+
+
+def test_a_lost_submit_is_sent_again_under_the_same_key(api, lorad, tmp_path):
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps({"base_model": "tiny", "dataset": {"id": DATASET_ID}}))
+    job = make_job(JobState.QUEUED)
+    api.on("POST /jobs", Answer(job, status=201, breaks=True), Answer(job, status=201))
+
+    done = lorad("submit", str(path), "-o", "id")
+
+    assert (done.code, done.stdout) == (0, f"{JOB_ID}\n")
+    first, second = (request.headers["idempotency-key"] for request in api.requests)
+    assert first == second
+
+
+def test_a_dry_run_needs_no_api(lorad, job_file, monkeypatch):
+    monkeypatch.setenv("LORAD_API_URL", "http://127.0.0.1:9")
+
+    done = lorad("submit", job_file, "--dry-run")
+
+    assert done.code == 0
+    assert json.loads(done.stdout)["training"]["learning_rate"] == 2e-4
+
+
+@pytest.mark.parametrize("command", ["watch", "wait"])
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [(JobState.SUCCEEDED, 0), (JobState.FAILED, 100), (JobState.CANCELLED, 103)],
+)
+def test_the_end_of_a_job_is_the_exit_code(api, lorad, command, state, code):
+    error = {"code": "x", "message": "it broke"} if state is JobState.FAILED else None
+    end = sse("complete", make_job(state, error=error))
+    api.on(f"GET /jobs/{JOB_ID}/stream", stream(sse("state", make_job()), step_message(4), end))
+
+    done = lorad(command, JOB_ID)
+
+    assert done.code == code
+    assert done.stdout == ""
+    assert f"is {state}" in done.stderr
+    assert ("it broke" in done.stderr) is (error is not None)
+
+
+def test_watch_shows_the_measurements(api, lorad):
+    end = sse("complete", make_job(JobState.SUCCEEDED))
+    api.on(f"GET /jobs/{JOB_ID}/stream", stream(sse("state", make_job()), step_message(4), end))
+
+    done = lorad("watch", JOB_ID)
+
+    assert "step 4/10  loss 2.5  grad 1  200 tok/s  ETA 0:03" in done.stderr
+
+
+def test_watch_leaves_a_paused_job(api, lorad):
+    paused = sse("state", make_job(JobState.PAUSED, state_reason="pause"))
+    api.on(f"GET /jobs/{JOB_ID}/stream", stream(paused))
+
+    done = lorad("watch", JOB_ID)
+
+    assert done.code == 0
+    assert f"lorad resume {JOB_ID}" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["watch", "wait"])
+def test_a_timeout_is_code_124(api, lorad, command):
+    api.on(f"GET /jobs/{JOB_ID}/stream", stream(sse("state", make_job())))
+
+    done = lorad(command, JOB_ID, "--timeout", "0.3")
+
+    assert done.code == 124
+
+
+def test_ctrl_c_detaches(api, lorad, monkeypatch):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.cli.watch.follow", interrupt)
+
+    done = lorad("watch", JOB_ID)
+
+    assert done.code == 0
+    assert f"lorad watch {JOB_ID}" in done.stderr
+
+
+def test_resume_sends_step_and_changes(api, lorad):
+    api.on(f"POST /jobs/{JOB_ID}/resume", Answer(make_job(JobState.QUEUED)))
+
+    done = lorad("resume", JOB_ID, "--from", "20", "--set", "training.max_steps=60", "-o", "id")
+
+    assert done.stdout == f"{JOB_ID}\n"
+    assert api.requests[0].json == {"checkpoint": 20, "training": {"max_steps": 60}}
+
+
+def test_resume_changes_nothing_but_training(api, lorad):
+    done = lorad("resume", JOB_ID, "--set", "lora.r=4")
+
+    assert done.code == 2
+    assert api.requests == []
+
+
+def test_a_start_from_scratch_excludes_a_checkpoint(api, lorad):
+    api.on(f"POST /jobs/{JOB_ID}/resume", Answer(make_job(JobState.QUEUED)))
+
+    assert lorad("resume", JOB_ID, "--from-scratch", "--from", "20").code == 2
+    assert api.requests == []
+
+    assert lorad("resume", JOB_ID, "--from-scratch").code == 0
+    assert api.requests[0].json == {"from_scratch": True}
+
+
+@pytest.mark.parametrize("action", ["pause", "cancel"])
+def test_a_stop_shows_the_job(api, lorad, action):
+    api.on(f"POST /jobs/{JOB_ID}/{action}", Answer(make_job(JobState.STOPPING)))
+
+    done = lorad(action, JOB_ID, "-o", "json")
+
+    assert json.loads(done.stdout)["state"] == "stopping"
+
+
+def test_logs_are_followed_to_the_end(api, lorad):
+    def log(*, text, end):
+        return Answer(text, type="text/plain", headers={"x-next-offset": str(end)})
+
+    route = f"GET /jobs/{JOB_ID}/logs"
+    api.on(
+        route,
+        log(text="one\n", end=4),
+        log(text="", end=4),
+        log(text="two\n", end=8),
+        log(text="", end=8),
+    )
+    api.on(JOB, Answer(make_job(JobState.SUCCEEDED)))
+
+    done = lorad("logs", JOB_ID, "-f", "--attempt", "2")
+
+    assert (done.code, done.stdout) == (0, "one\ntwo\n")
+    assert [r.query for r in api.requests if r.path.endswith("logs")][:3] == [
+        "offset=0&attempt=2",
+        "offset=4&attempt=2",
+        "offset=4&attempt=2",
+    ]
+
+
+def test_a_download_is_whole_or_absent(api, lorad, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    route = f"GET /jobs/{JOB_ID}/checkpoints/final/download"
+    api.on(
+        route,
+        Answer(b"half", type="application/zip", breaks=True),
+        Answer(b"whole", type="application/zip"),
+    )
+
+    broken = lorad("download", JOB_ID)
+    assert (broken.code, list(tmp_path.iterdir())) == (5, [])
+
+    done = lorad("download", JOB_ID)
+    assert (tmp_path / done.stdout.strip()).read_bytes() == b"whole"
+
+    again = lorad("download", JOB_ID)
+    assert again.code == 2
+    assert "exists already" in again.stderr
+
+
+def test_questions_are_asked_one_by_one(api, lorad):
+    answer = {"object": "generation", "checkpoint": "base", "answers": ["A", "B"], "seconds": 1.0}
+    api.on(f"POST /jobs/{JOB_ID}/generate", Answer(answer))
+
+    done = lorad("generate", JOB_ID, "first", "second", "--checkpoint", "base")
+
+    assert done.stdout == "A\nB\n"
+    assert api.requests[0].json == {
+        "messages": [
+            [{"role": "user", "content": "first"}],
+            [{"role": "user", "content": "second"}],
+        ],
+        "checkpoint": "base",
+        "max_new_tokens": 64,
+    }
+
+
+def test_data_sets_are_uploaded_listed_and_shown(api, lorad, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+    api.on("POST /datasets", Answer(make_dataset(), status=201))
+    api.on("GET /datasets", listing(make_dataset()))
+    api.on(f"GET /datasets/{DATASET_ID}", Answer(make_dataset()))
+
+    assert lorad("datasets", "upload", str(path), "-o", "id").stdout == f"{DATASET_ID}\n"
+    assert lorad("datasets", "list", "-o", "id").stdout == f"{DATASET_ID}\n"
+    assert "num_rows" in lorad("datasets", "show", DATASET_ID, "-o", "json").stdout
+    assert lorad("datasets", "upload", str(tmp_path / "absent")).code == 2
+
+
+def test_models_are_listed(api, lorad):
+    model = {
+        "id": "tiny",
+        "usable": False,
+        "problem": "no weights",
+        "architecture": None,
+        "bytes": 5,
+    }
+    api.on("GET /models", listing(model))
+
+    assert "no: no weights" in lorad("models", "list").stdout
+
+
+@pytest.mark.parametrize("source", ["HuggingFaceTB/SmolLM2", "absent.gguf"])
+def test_a_model_that_is_no_file_is_refused(lorad, tmp_path, source):
+    done = lorad("models", "add", source, "--home", str(tmp_path / "home"))
+
+    assert done.code == 2
+
+
+def test_keys_are_created_listed_and_revoked(lorad, tmp_path):
+    home = ("--home", str(tmp_path / "home"))
+
+    created = lorad("keys", "create", "--name", "ci", *home)
+    listed = json.loads(lorad("keys", "list", "-o", "json", *home).stdout)
+
+    assert created.stdout.startswith("lorad_")
+    assert created.stdout.strip() not in created.stderr
+    assert [(key["name"], key["status"]) for key in listed] == [("ci", "active")]
+    assert set(listed[0]) == {"id", "name", "status", "created_at"}
+    assert lorad("keys", "revoke", listed[0]["id"], *home).code == 0
+    assert "revoked" in lorad("keys", "list", *home).stdout
+    assert lorad("keys", "revoke", "absent", *home).code == 3

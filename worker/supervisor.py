@@ -1,0 +1,269 @@
+"""One job from claim to end: launch the trainer, record, renew the lease, stop, settle."""
+
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from app.domain import checkpoints, failpoints
+from app.domain.checkpoints import BadCheckpoint
+from app.domain.errors import Fenced, LoradError, Unavailable
+from app.domain.events import (
+    CheckpointEvent,
+    FailedEvent,
+    FinishedEvent,
+    ReadyEvent,
+    StoppedEvent,
+    TrainerEvent,
+)
+from app.domain.jobs import Desired, JobError, JobState
+from app.domain.runs import EVENTS_FILE, FINAL_FOLDER, LOG_FILE, StopReason, attempt_folder
+from app.services import runs
+from app.services.runs import Claimed
+from worker import runfile
+from worker.context import WorkerContext
+from worker.launcher import Launched
+from worker.tail import Tail
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.05
+_FLUSH_SECONDS = 0.5
+_FLUSH_ROWS = 200
+_TERMINATE_SECONDS = 5.0
+_RETRY_SECONDS = 0.5
+# These must be in the database before the supervisor goes on; the others may wait for their batch.
+_URGENT = (ReadyEvent, CheckpointEvent, FinishedEvent, StoppedEvent, FailedEvent)
+
+
+class Supervisor:
+    """Owns one attempt of one job in a thread of its own."""
+
+    def __init__(self, context: WorkerContext, run: Claimed, *, slot: int) -> None:
+        self.run_id = run.job_id
+        self._context = context
+        self._run = run
+        self._slot = slot
+        self._folder = attempt_folder(context.settings.home, run.job_id, run.attempt)
+        self._tail = Tail(self._folder / EVENTS_FILE)
+        self._wake = threading.Event()
+        self._drain = False
+        self._state = JobState.STARTING
+        self._pending: list[TrainerEvent] = []
+        self._stored: deque[TrainerEvent] = deque()
+        self._finished: FinishedEvent | None = None
+        self._failed: FailedEvent | None = None
+        self._stop_deadline: float | None = None
+        self._terminated = False
+        self._next_beat = 0.0
+        self._next_flush = 0.0
+        self._outage_since: float | None = None
+
+    def wake(self) -> None:
+        """Look at once at what is asked of the job."""
+        self._next_beat = 0.0
+        self._wake.set()
+
+    def drain(self) -> None:
+        """Checkpoint the job and give it back to the queue."""
+        self._drain = True
+        self.wake()
+
+    def run(self) -> None:
+        """Supervise until the job is settled or belongs to somebody else."""
+        trainer: Launched | None = None
+        try:
+            trainer = self._launch()
+            self._watch(trainer)
+            self._settle(trainer)
+        except Fenced as error:
+            _log.warning("%s; stopping its trainer", error)
+        except LoradError as error:
+            self._give_up(error)
+        except Exception:  # noqa: BLE001 (an edge: the job must not stay owned by nobody)
+            _log.exception("supervising %s failed", self.run_id)
+            self._give_up(Unavailable("the supervisor failed; see the worker's log"))
+        finally:
+            if trainer is not None:
+                trainer.kill()
+                trainer.close()
+            self._context.stream.state_changed(self.run_id)
+
+    def _launch(self) -> Launched:
+        start = self._retried(
+            lambda: runs.begin(self._context.db, self._context.settings, self._run)
+        )
+        runfile.write(self._context, self._run, self._folder, start, slot=self._slot)
+        failpoints.hit("supervisor.launch")
+        self._context.stream.state_changed(self.run_id)
+        return self._context.launcher.launch("trainer", self._folder, self._folder / LOG_FILE)
+
+    def _watch(self, trainer: Launched) -> None:
+        """Pass on what the trainer reports until it has ended and all of it is stored."""
+        while True:
+            has_ended = trainer.ended.is_set()  # asked before the read, so the last lines are in it
+            self._take(self._tail.read())
+            self._try_database(lambda ended=has_ended: self._flush(force=ended))
+            self._try_database(lambda: self._beat(trainer))
+            self._escalate(trainer)
+            if has_ended and not self._pending and not self._stored:
+                return
+            self._wake.wait(_POLL_SECONDS if self._outage_since is None else _RETRY_SECONDS)
+            self._wake.clear()
+
+    def _take(self, events: list[TrainerEvent]) -> None:
+        if not events:
+            return
+        self._context.stream.publish(self.run_id, self._run.fence, events)
+        self._pending += events
+        if any(isinstance(event, _URGENT) for event in events):
+            self._next_flush = 0.0
+
+    def _flush(self, *, force: bool) -> None:
+        """Store the batch when it is due, then act on what it means."""
+        now = time.monotonic()
+        is_due = now >= self._next_flush or len(self._pending) >= _FLUSH_ROWS
+        if self._pending and (is_due or force):
+            batch = list(self._pending)
+            runs.record(self._context.db, self._run, batch)
+            self._pending.clear()
+            self._stored.extend(batch)
+            self._next_flush = now + _FLUSH_SECONDS
+        while self._stored:
+            self._act_on(self._stored[0])
+            self._stored.popleft()
+
+    def _act_on(self, event: TrainerEvent) -> None:
+        match event:
+            case ReadyEvent() if self._state is JobState.STARTING:
+                self._move(JobState.RUNNING, f"training from step {event.step}")
+            case CheckpointEvent():
+                runs.retire(self._context.db, self._context.settings, self._run)
+            case FinishedEvent():
+                self._finished = event
+                if self._state is JobState.RUNNING:
+                    self._move(JobState.FINALIZING, "the last step is done")
+            case FailedEvent():
+                self._failed = event
+            case _:
+                pass
+
+    def _beat(self, trainer: Launched) -> None:
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        desired = runs.renew(self._context.db, self._context.settings, self._run)
+        self._next_beat = now + self._context.settings.heartbeat_seconds
+        self._follow(desired, trainer)
+
+    def _follow(self, desired: Desired, trainer: Launched) -> None:
+        settings = self._context.settings
+        is_stoppable = self._state in (JobState.STARTING, JobState.RUNNING)
+        if desired is Desired.CANCEL:
+            self._stop(trainer, "cancel", settings.cancel_grace_seconds)
+        elif desired is Desired.PAUSE and is_stoppable:
+            self._stop(trainer, "pause", settings.stop_grace_seconds)
+        elif self._drain and is_stoppable:
+            self._stop(trainer, "drain", settings.stop_grace_seconds)
+
+    def _stop(self, trainer: Launched, reason: StopReason, grace_seconds: float) -> None:
+        deadline = time.monotonic() + grace_seconds
+        if self._state is not JobState.STOPPING:
+            self._move(JobState.STOPPING, f"{reason} under way", reason=reason)
+        elif self._stop_deadline is not None and deadline >= self._stop_deadline:
+            return
+        self._stop_deadline = deadline
+        trainer.stop(reason)
+
+    def _escalate(self, trainer: Launched) -> None:
+        """Terminate, then kill, a trainer that does not stop in time."""
+        if self._stop_deadline is None or time.monotonic() < self._stop_deadline:
+            return
+        if not self._terminated:
+            _log.warning("the trainer of %s did not stop in time; terminating it", self.run_id)
+            trainer.signal(signal.SIGTERM)
+            self._terminated = True
+            self._stop_deadline = time.monotonic() + _TERMINATE_SECONDS
+        else:
+            trainer.signal(signal.SIGKILL)
+
+    def _settle(self, trainer: Launched) -> None:
+        failpoints.hit("supervisor.settle")
+        db, settings, run = self._context.db, self._context.settings, self._run
+        if self._state is JobState.STOPPING:
+            self._retried(lambda: runs.settle_stopped(db, run))
+        elif self._failed is not None:
+            error = JobError(code=self._failed.code, message=self._failed.message)
+            self._retried(lambda: runs.fail(db, run, self._state, error))
+        elif self._finished is not None and trainer.exit_status == 0:
+            self._succeed(self._finished)
+        else:
+            what = f"the trainer ended with {_describe(trainer.exit_status)}"
+            self._retried(lambda: runs.crash(db, settings, run, self._state, what))
+
+    def _succeed(self, finished: FinishedEvent) -> None:
+        try:
+            checkpoints.verify(
+                self._folder / FINAL_FOLDER, manifest_sha256=finished.manifest_sha256
+            )
+        except (BadCheckpoint, OSError) as error:
+            self._crash(f"the final adapter does not verify: {error}")
+            return
+        self._retried(lambda: runs.succeed(self._context.db, self._run, finished))
+
+    def _give_up(self, error: LoradError) -> None:
+        """Settle what could not be launched or supervised, if the database lets us."""
+        _log.error("job %s: %s", self.run_id, error)
+        try:
+            self._crash(error.message)
+        except LoradError as again:
+            _log.error("job %s is left to the reconciler: %s", self.run_id, again)
+
+    def _crash(self, what: str) -> None:
+        settings = self._context.settings
+        self._retried(lambda: runs.crash(self._context.db, settings, self._run, self._state, what))
+
+    def _move(self, target: JobState, message: str, *, reason: str | None = None) -> None:
+        runs.move(self._context.db, self._run, self._state, target, message=message, reason=reason)
+        self._state = target
+        self._context.stream.state_changed(self.run_id)
+
+    def _try_database(self, work: Callable[[], None]) -> None:
+        """Do `work`, or leave it for the next round while the database is away.
+
+        Raises:
+            Unavailable: The database has been away for longer than a job may go on without it.
+        """
+        try:
+            work()
+        except Unavailable as error:
+            now = time.monotonic()
+            if self._outage_since is None:
+                _log.warning("job %s goes on without the database: %s", self.run_id, error)
+                self._outage_since = now
+            if now - self._outage_since > self._context.settings.database_outage_seconds:
+                raise
+        else:
+            self._outage_since = None
+
+    def _retried(self, work: Callable[[], T]) -> T:
+        """Do `work` again until the database is back."""
+        deadline = time.monotonic() + self._context.settings.database_outage_seconds
+        while True:
+            try:
+                return work()
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+
+
+def _describe(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"signal {signal.Signals(-status).name}"
+    return f"status {status}"

@@ -1,0 +1,95 @@
+# pyright: basic, reportMissingTypeStubs=false
+"""The Celery worker: two tasks of one call each, and the slots that live as long as it does."""
+
+import importlib.metadata
+import logging
+import platform
+
+from celery import bootsteps, signals
+
+from app import logs, queue
+from app.db.engine import Database
+from app.services import workers
+from app.settings import Settings
+from app.stream import LiveStream
+from worker import devices, tools
+from worker.context import WorkerContext
+from worker.launcher import FreshLauncher, Launcher, WarmLauncher
+from worker.slots import Slots
+
+_log = logging.getLogger(__name__)
+
+settings = Settings()
+celery = queue.create(settings)
+
+
+class _Running:
+    """What the tasks use; set once by the boot step, before the first message arrives."""
+
+    context: WorkerContext
+    slots: Slots
+
+
+@signals.setup_logging.connect
+def _configure_logs(**_):
+    logs.configure(settings.log_level)
+
+
+@celery.task(name=queue.RING_TASK)
+def ring():
+    _Running.slots.ring()
+
+
+@celery.task(name=queue.TOOL_TASK)
+def run_tool(task_id):
+    tools.run(_Running.context, str(task_id))
+
+
+class OpenSlots(bootsteps.StartStopStep):
+    """Opens the slots when the worker starts, and drains them when it stops."""
+
+    requires = frozenset({"celery.worker.components:Pool"})
+
+    def start(self, worker):
+        _Running.context = _context()
+        _Running.slots = Slots(_Running.context)
+        _Running.slots.open()
+
+    def stop(self, worker):
+        context = _Running.context
+        _Running.slots.close(seconds=settings.stop_grace_seconds + 10)
+        workers.leave(context.db, context.worker_id)
+        context.launcher.close()
+        context.stream.close()
+        context.db.close()
+
+    def terminate(self, worker):
+        self.stop(worker)
+
+
+def _context() -> WorkerContext:
+    db = Database(settings.sqlalchemy_url)
+    found = devices.find(settings.device)
+    if not found:
+        raise SystemExit("LORAD_DEVICE=cuda, but this machine shows no NVIDIA GPU (nvidia-smi)")
+    worker_id = workers.register(db, settings, found, importlib.metadata.version("lorad"))
+    _log.info("worker %s on %s offers %s", worker_id, platform.node(), found[0].name)
+    return WorkerContext(
+        worker_id=worker_id,
+        db=db,
+        settings=settings,
+        stream=LiveStream(settings.broker_url),
+        launcher=_launcher(),
+        devices=found,
+    )
+
+
+def _launcher() -> Launcher:
+    if settings.launcher == "fresh":
+        return FreshLauncher()
+    launcher = WarmLauncher()
+    launcher.warm_up()
+    return launcher
+
+
+celery.steps["worker"].add(OpenSlots)  # type: ignore[index]

@@ -1,0 +1,64 @@
+"""Entry of the process that does one short task, told what to do by a file and a pipe."""
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from app.domain.errors import LoradError
+from app.domain.tools import (
+    REQUEST_FILE,
+    RESULT_FILE,
+    GenerateRequest,
+    GenerateResult,
+    ToolFailure,
+)
+from worker.trainer import Control, preload
+
+
+def main(task_folder: Path, control_fd: int) -> int:
+    """Do the task in `task_folder`/request.json and leave result.json beside it.
+
+    Returns:
+        Exit code: 0 done, 1 not done (result.json says why), 2 no result could be written.
+    """
+    Control(control_fd).watch()
+    try:
+        result = _result(task_folder)
+        _write(task_folder / RESULT_FILE, result)
+    except Exception:  # noqa: BLE001 - the edge of the process
+        traceback.print_exc()
+        return 2
+    return 1 if isinstance(result, ToolFailure) else 0
+
+
+def _result(task_folder: Path) -> GenerateResult | ToolFailure:
+    try:
+        request = GenerateRequest.model_validate_json((task_folder / REQUEST_FILE).read_bytes())
+        preload()
+        from worker.training.generate import generate
+
+        return generate(request)
+    except LoradError as error:
+        return ToolFailure(code=error.code, message=error.message)
+    except Exception as error:  # noqa: BLE001 - the edge: an answer for the asker, a traceback here
+        traceback.print_exc()
+        return ToolFailure(code="internal", message=f"{type(error).__name__}: {error}")
+
+
+def _write(path: Path, result: GenerateResult | ToolFailure) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(result.model_dump_json())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m worker.tool_process", description=__doc__)
+    parser.add_argument("task_folder", type=Path)
+    parser.add_argument("--control-fd", type=int, required=True)
+    given = parser.parse_args()
+    sys.exit(main(given.task_folder, given.control_fd))

@@ -1,0 +1,43 @@
+"""StepMetrics from what a step measured."""
+
+import hashlib
+import resource
+from collections.abc import Iterable
+
+import torch
+
+from app.domain.metrics import StepMetrics
+from worker.training.session import Session
+from worker.training.step import StepResult
+
+
+def measured(
+    session: Session, result: StepResult, *, step: int, learning_rate: float, seconds: float
+) -> StepMetrics:
+    """Gather the measurements of one optimizer step."""
+    return StepMetrics(
+        step=step,
+        epoch=session.sampler.epoch_after(step),
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        param_norm=result.param_norm,
+        learning_rate=learning_rate,
+        num_tokens=result.num_tokens,
+        num_target_tokens=result.num_targets,
+        step_seconds=seconds,
+        tokens_per_second=result.num_tokens / seconds,
+        peak_memory_bytes=peak_memory_bytes(session.device),
+        batch_sha=batch_sha(session.data.rows[row].line for row in session.sampler.rows_of(step)),
+    )
+
+
+def batch_sha(lines: Iterable[int]) -> str:
+    """Return the first 16 hex digits of the SHA-256 of the line numbers, joined by commas."""
+    return hashlib.sha256(",".join(map(str, lines)).encode()).hexdigest()[:16]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the highest memory use so far: of the GPU on CUDA, of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,0 +1,108 @@
+"""The base model and its tokenizer, loaded from a folder without running code from it."""
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from app.domain import model_folder
+from app.domain.errors import InvalidModel
+from worker.training import attention
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Layers of these kinds carry state from token to token, so rows laid end to end would mix.
+_STATEFUL_LAYERS = ("linear_attention", "mamba", "conv", "recurrent", "chunked_attention")
+
+
+def resolve_dtype(name: str, *, device: str) -> torch.dtype:
+    """Return the data type for `training.dtype`; `auto` is bfloat16 on CUDA and float32 on CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device == "cuda" else torch.float32
+    return _DTYPES[name]
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Load a causal language model for training on rows laid end to end.
+
+    Raises:
+        InvalidModel: The folder is unsafe or incomplete, or the architecture cannot be trained.
+    """
+    attention.register()
+    model = load_plain(folder, dtype=dtype, device=device, attention_name=attention.NAME)
+    _require_separable_rows(model)
+    model.requires_grad_(requires_grad=False)
+    model.train()
+    return model
+
+
+def load_plain(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, attention_name: str = "sdpa"
+) -> PreTrainedModel:
+    """Load a causal language model with one of transformers' registered attentions."""
+    model_folder.inspect(folder)
+    logging.disable_progress_bar()
+    with _no_garbage_collection():
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention_name,
+                use_safetensors=True,
+                local_files_only=True,
+                device_map=None if device.type == "cpu" else {"": device},
+            )
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InvalidModel(f"model {folder.name} does not load: {error}") from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the fast tokenizer of a model folder.
+
+    Raises:
+        InvalidModel: There is none, or it cannot say where its tokens are in the text.
+    """
+    with _no_garbage_collection():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (ValueError, KeyError, OSError) as error:
+            raise InvalidModel(
+                f"model {folder.name}: its tokenizer does not load: {error}"
+            ) from error
+    if not tokenizer.is_fast:
+        raise InvalidModel(f"model {folder.name}: a fast tokenizer (tokenizer.json) is needed")
+    return tokenizer
+
+
+def _require_separable_rows(model: PreTrainedModel) -> None:
+    """Refuse architectures whose layers would see across the rows of a micro-batch."""
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    stateful = sorted(kind for kind in kinds if any(name in kind for name in _STATEFUL_LAYERS))
+    # transformers' own flag says whether the layers call a registered attention at all.
+    if stateful or not getattr(model, "_supports_attention_backend", False):
+        what = f"{stateful[0]} layers" if stateful else "an attention of its own"
+        raise InvalidModel(
+            f"{type(model).__name__} has {what}, which is not available in this version"
+        )
+
+
+@contextmanager
+def _no_garbage_collection() -> Generator[None]:
+    """Loading makes a million small objects that live on; scanning them repeatedly is waste."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,82 @@
+"""Which rows each optimizer step trains on: a pure function of the seed and the step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Visits every row once per epoch, in an order drawn anew for each.
+
+    Nothing is remembered between steps, so a resumed run needs the step number only.
+    """
+
+    num_rows: int
+    micro_batch_size: int
+    accumulation_steps: int
+    seed: int
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.micro_batch_size * self.accumulation_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch; the last one may have fewer rows."""
+        return math.ceil(self.num_rows / self.rows_per_step)
+
+    def total_steps(self, *, max_steps: int | None, num_train_epochs: float) -> int:
+        if max_steps is not None:
+            return max_steps
+        return max(1, math.ceil(num_train_epochs * self.steps_per_epoch))
+
+    def rows_of(self, step: int) -> tuple[int, ...]:
+        """Return the rows, from 0, of optimizer step `step`, counted from 1."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        start = index * self.rows_per_step
+        order = _order(self.seed, epoch, self.num_rows)
+        return tuple(order[start : start + self.rows_per_step].tolist())
+
+    def micro_batches_of(self, step: int) -> Sequence[tuple[int, ...]]:
+        """Return the rows of a step, cut into micro-batches."""
+        rows, size = self.rows_of(step), self.micro_batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def epoch_after(self, step: int) -> float:
+        """Return how many passes over the data are complete after a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return epoch + index * self.rows_per_step / self.num_rows
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """Sort the row numbers by a hash of (seed, epoch, row).
+
+    The shuffles of numpy and torch may change between releases; arithmetic does not.
+
+    Source:
+        SplitMix64: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    start = int(_mix(np.array([(_mix_int(seed) + epoch) & _MASK], np.uint64))[0])
+    rows = np.arange(1, num_rows + 1, dtype=np.uint64)
+    keys = _mix(np.uint64(start) + rows * np.uint64(_GOLDEN_GAMMA))
+    order = np.argsort(keys, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def _mix_int(value: int) -> int:
+    return int(_mix(np.array([(value * _GOLDEN_GAMMA) & _MASK], np.uint64))[0])
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,152 @@
+"""A run that is ready to step: its parts, how far it is, and what identifies it."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from app.domain.runs import RunFile
+from worker.training import checkpoint, state
+from worker.training.adapters import Adapted
+from worker.training.data import TrainingData
+from worker.training.loss import LossSum
+from worker.training.optim import Schedule
+from worker.training.sampler import Sampler
+from worker.training.state import Cursor, TrainingState
+
+# Keys that may change between attempts of one run; all others make it another run.
+_CHANGEABLE = {
+    "name": True,
+    "priority": True,
+    "metadata": True,
+    "resources": True,
+    "monitoring": True,
+    "preset": True,
+    "training": {
+        "max_steps": True,
+        "num_train_epochs": True,
+        "learning_rate": True,
+        "save_steps": True,
+        "save_total_limit": True,
+        "eval_steps": True,
+        "logging_steps": True,
+        "dtype": True,
+    },
+}
+
+
+@dataclass
+class Progress:
+    """How far the run is; the only thing here that changes."""
+
+    step: int = 0
+    num_tokens: int = 0
+    loss: float | None = None
+    saved_step: int = 0
+    """Step of the newest checkpoint; 0 also while there is none, because step 0 needs none."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that the loop needs."""
+
+    run: RunFile
+    device: torch.device
+    dtype: torch.dtype
+    adapted: Adapted
+    loss_sum: LossSum
+    data: TrainingData
+    sampler: Sampler
+    schedule: Schedule
+    optimizer: torch.optim.Optimizer
+    model_sha256: Future[str]
+    fingerprints: Mapping[str, str]
+    progress: Progress
+
+    @property
+    def total_steps(self) -> int:
+        return self.schedule.total_steps
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.adapted.parameters.values())
+
+    def is_save_due(self, step: int) -> bool:
+        every = self.run.spec.training.save_steps
+        return step == self.total_steps or (every is not None and step % every == 0)
+
+    def is_logged(self, step: int) -> bool:
+        every = self.run.spec.training.logging_steps
+        return step in (1, self.total_steps) or step % every == 0
+
+    def facts(self) -> checkpoint.Facts:
+        return checkpoint.Facts(self.run, self.model_sha256.result())
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the `ready` event says."""
+        weights = list(self.adapted.model.parameters())
+        return {
+            "step": self.progress.step,
+            "total_steps": self.total_steps,
+            "num_rows": self.data.num_rows,
+            "num_trained_rows": len(self.data.rows),
+            "num_truncated_rows": self.data.num_truncated,
+            "num_dropped_rows": self.data.num_dropped,
+            "dropped_reasons": dict(sorted(self.data.dropped.items())),
+            "num_parameters": sum(p.numel() for p in weights if not p.requires_grad),
+            "num_trainable_parameters": sum(p.numel() for p in weights if p.requires_grad),
+            "target_modules": self.adapted.target_modules,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Return the facts that a checkpoint and the run that continues it must share."""
+        spec = self.run.spec.model_dump(mode="json", exclude=_CHANGEABLE)
+        return {
+            **_flat(spec),
+            **self.fingerprints,
+            "base_model_sha256": self.model_sha256.result(),
+            "target_modules": list(self.adapted.target_modules),
+            "dtype": str(self.dtype),
+        }
+
+    def surroundings(self) -> dict[str, Any]:
+        """Return the facts that change the last bits of a result, but not what is trained."""
+        return {
+            "device": self.device.type,
+            "num_threads": self.run.num_threads,
+            **{f"{name} version": version for name, version in checkpoint.versions().items()},
+        }
+
+    def state(self) -> TrainingState:
+        """Return the state after the newest step, all but its tensors."""
+        epoch, step_in_epoch = divmod(self.progress.step, self.sampler.steps_per_epoch)
+        return TrainingState(
+            step=self.progress.step,
+            epoch=self.sampler.epoch_after(self.progress.step),
+            total_steps=self.total_steps,
+            seed=self.run.spec.seed,
+            schedule=vars(self.schedule),
+            cursor=Cursor(epoch=epoch, step_in_epoch=step_in_epoch),
+            num_tokens=self.progress.num_tokens,
+            loss=self.progress.loss,
+            identity=self.identity(),
+            surroundings=self.surroundings(),
+            host_rng=state.capture_host_rng(),
+            tensors_sha256="",
+        )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested groups into dotted names, so that a difference can be named."""
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            result.update(_flat(item, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = item
+    return result
