@@ -55,7 +55,7 @@ lock: ## Resolve constraints.txt again, in a virtual environment that is thrown 
 
 clean: ## Remove what these commands made: environment, caches, the demo's folder.
 	rm -rf $(VENV) .cache .lorad-demo .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
-	  .coverage build dist lorad.egg-info
+	  .coverage .coverage.* build dist lorad.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

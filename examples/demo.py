@@ -14,6 +14,7 @@ from pathlib import Path
 
 from app.cli import actions, output, tether, watch
 from app.cli.client import Client
+from app.cli.exits import ExitCode
 from app.cli.serve import require_free
 from app.domain.errors import LoradError
 from app.domain.jobs import Job, JobState
@@ -66,9 +67,7 @@ def lorad_up(home: Path) -> Generator[str]:
         *(sys.executable, "-m", "app.cli.main", "up"),
         *("--home", str(home), "--host", "127.0.0.1", "--port", str(port)),
     ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield wait_for_url(process)
     finally:
@@ -91,6 +90,7 @@ def wait_for_url(process: subprocess.Popen[str]) -> str:
 def train(client: Client) -> Job:
     """Train, stop in the middle, and go on from a checkpoint."""
     title("3. Submit a LoRA job: examples/quickstart.yaml")
+    cancel_leftovers(client)
     job = actions.submit(client, str(SPEC), [])
     total = job.spec.training.max_steps or 0
     with PausingScreen(client, job.id, at_step=total // 2 + 2) as screen:
@@ -108,6 +108,14 @@ def train(client: Client) -> Job:
     if job.state != JobState.SUCCEEDED:
         raise LoradError(watch.describe(job))
     return job
+
+
+def cancel_leftovers(client: Client) -> None:
+    """Cancel what an interrupted demo left, which would run first."""
+    for job in client.jobs():
+        if not job.is_terminal:
+            client.cancel(job.id)
+            output.show_text(f"cancelled {job.id} of an earlier demo")
 
 
 class PausingScreen:
@@ -196,8 +204,12 @@ def title(text: str) -> None:
 
 
 if __name__ == "__main__":
+    # Like Ctrl-C, so that what the demo started is stopped in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except LoradError as error:
         output.report(error)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)

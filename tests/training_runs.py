@@ -21,7 +21,14 @@ from app.domain.events import (
     StepEvent,
     TrainerEvent,
 )
-from app.domain.runs import EVENTS_FILE, RUN_FILE, ResumePoint, RunFile, checkpoint_folder_name
+from app.domain.runs import (
+    EVENTS_FILE,
+    RUN_FILE,
+    ResumePoint,
+    RunFile,
+    StopReason,
+    checkpoint_folder_name,
+)
 from worker import trainer
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +173,21 @@ class Workplace:
         run = self.run_file(**arguments)
         exit_code = run_in_process(run)
         return Attempt(exit_code, run.attempt_folder, read_events(run))
+
+    def train_until(self, step: int, reason: StopReason, **arguments: Any) -> Attempt:
+        """Run an attempt in this process that is told to stop after `step`."""
+        from worker.training.reporting import EventLog
+        from worker.training.run import train
+
+        run = self.run_file(**arguments)
+        with EventLog(run.attempt_folder / EVENTS_FILE) as log:
+            train(
+                run,
+                log,
+                started=0.0,
+                stop_requested=lambda: reason if log.step >= step else None,
+            )
+        return Attempt(0, run.attempt_folder, read_events(run))
 
 
 def run_in_process(run: RunFile) -> int:

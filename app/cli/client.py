@@ -56,6 +56,9 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._api.close()
 
     def submit(self, spec: dict[str, Any]) -> Job:

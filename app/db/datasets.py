@@ -59,5 +59,6 @@ def _dataset(row: DatasetRow) -> Dataset:
         sha256=row.sha256,
         num_rows=row.num_rows,
         format=cast(Any, row.format),
+        ignored_keys=row.ignored_keys,
         created_at=row.created_at,
     )

@@ -61,6 +61,7 @@ class DatasetRow(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     num_rows: Mapped[int]
     format: Mapped[str] = mapped_column(String(32))
+    ignored_keys: Mapped[list[Any]]
     created_at: Mapped[datetime] = mapped_column(default=db_now())
 
     __table_args__ = (Index("ix_datasets_page", "project_id", "id"),)

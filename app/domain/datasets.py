@@ -35,6 +35,8 @@ class Dataset(BaseModel):
     """Rows in the file, blank lines not counted."""
     format: RowFormat
     """Row format: chat, prompt-completion or text."""
+    ignored_keys: list[str]
+    """Keys of rows that the format does not use; they are stored and change nothing."""
     created_at: datetime
     """Time of the upload, UTC."""
 
@@ -52,6 +54,8 @@ class DatasetReport(BaseModel):
     """Rows in the file, blank lines not counted."""
     format: RowFormat
     """Row format of every row."""
+    ignored_keys: list[str]
+    """Keys of rows that the format does not use."""
 
 
 def data_file(datasets_folder: Path, dataset_id: str) -> Path:

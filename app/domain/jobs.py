@@ -47,7 +47,7 @@ def _moves(actor: Actor, sources: str, targets: str) -> set[tuple[JobState, JobS
     return {(S(one), S(other), actor) for one in sources.split() for other in targets.split()}
 
 
-# The state table. Guards beyond the states themselves are in the WHERE of the writes in app/db/jobs.py.
+# The state table. Guards beyond the states are in the WHERE of the writes in app/db/jobs.py.
 TRANSITIONS: frozenset[tuple[JobState, JobState, Actor]] = frozenset(
     _moves(Actor.WORKER, "queued", "starting")
     | _moves(Actor.API, "queued", "paused cancelled")

@@ -10,6 +10,11 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_LINE_BYTES = 1_048_576
 _SHOWN_CHARACTERS = 200
 
+# Keys that other tools give a meaning; training without it would be training on something else.
+_NOT_BUILT = frozenset(
+    ("tools", "functions", "parallel_tool_calls", "weight", "chosen", "rejected", "images", "audio")
+)
+
 
 class BadRow(Exception):
     """A line that cannot be trained on.
@@ -62,6 +67,15 @@ def parse_line(line: bytes) -> Row:
     Raises:
         BadRow: The line is not UTF-8, not JSON, or not a row of a known format.
     """
+    return parse_record(decode(line))
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Read one line as a JSON object.
+
+    Raises:
+        BadRow: The line is not UTF-8, not JSON, or not an object.
+    """
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -74,15 +88,22 @@ def parse_line(line: bytes) -> Row:
         raise BadRow("bad_json", f"not valid JSON: {error}") from error
     if not isinstance(record, dict):
         raise BadRow("not_an_object", f"expected a JSON object, got {type(record).__name__}")
-    return parse_record(cast(dict[str, Any], record))
+    return cast(dict[str, Any], record)
 
 
 def parse_record(record: Mapping[str, Any]) -> Row:
     """Read one decoded row; the keys decide the format.
 
     Raises:
-        BadRow: No known format has these keys, or a value is of the wrong type.
+        BadRow: No known format has these keys, a key that changes what the row means is not built,
+            or a value is of the wrong type.
     """
+    not_built = _NOT_BUILT & set(record)
+    if not_built:
+        raise BadRow(
+            "unsupported_key",
+            f"{_names(not_built)} beside the row is not available in this version; remove it",
+        )
     if "messages" in record:
         return ChatRow(_messages(record["messages"], "messages"))
     if "prompt" in record or "completion" in record:
@@ -93,6 +114,16 @@ def parse_record(record: Mapping[str, Any]) -> Row:
         "unknown_format",
         f"no messages, no prompt and completion, and no text; keys found: {_names(record)}",
     )
+
+
+def ignored_keys(record: Mapping[str, Any], row: Row) -> set[str]:
+    """Return the keys of a record that its format does not use."""
+    used = {
+        "chat": {"messages", "prompt", "completion"},
+        "prompt-completion": {"prompt", "completion"},
+        "text": {"text"},
+    }
+    return set(record) - used[format_of(row)]
 
 
 def format_of(row: Row) -> RowFormat:

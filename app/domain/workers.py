@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict
 
 from app.domain.spec import JobSpec
 
-
 DeviceKind = Literal["cpu", "cuda"]
 
 
@@ -27,7 +26,7 @@ class Device(BaseModel):
 
 
 class WorkerIdentity(BaseModel):
-    """Which process on which machine a worker is, so that its death can be seen from the same machine."""
+    """Which process on which machine a worker is, so that its death can be seen from there."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -36,7 +35,7 @@ class WorkerIdentity(BaseModel):
     pid: int
     """Process id on that machine."""
     started: float
-    """Start time of the process in seconds since the epoch, because process ids are used again."""
+    """Start of the process on a clock of that machine, because process ids are used again."""
 
 
 class Worker(BaseModel):

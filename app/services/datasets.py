@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from app.settings import Settings
 
 _CHUNK_BYTES = 1 << 20
 _MAX_PROBLEMS = 10
+_MAX_IGNORED_KEYS = 50
 _SCOPE = "datasets"
 
 
@@ -51,6 +53,9 @@ def upload(
         temporary.rename(settings.datasets_folder / dataset_id)
         _sync_folder(settings.datasets_folder)
         dataset = _insert(db, project_id, dataset_id, name, filename, report, idempotency_key)
+    except IdempotencyConflict:
+        shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if dataset.id != dataset_id:
@@ -64,23 +69,45 @@ def check(path: Path, *, size: int, sha256: str) -> DatasetReport:
     Raises:
         InvalidDataset: The file is empty, a line is unusable, or its rows are of several formats.
     """
-    formats: dict[RowFormat, int] = {}
-    problems: list[str] = []
-    num_rows = 0
+    found = _Findings()
     try:
         with path.open("rb") as file:
             for number, line in lines.numbered(file):
-                num_rows += 1
-                try:
-                    formats.setdefault(rows.format_of(rows.parse_line(line)), number)
-                except BadRow as bad:
-                    problems.append(f"line {number}: {bad.message}")
-                if len(problems) > _MAX_PROBLEMS:
+                found.look_at(number, line)
+                if len(found.problems) > _MAX_PROBLEMS:
                     break
     except BadRow as bad:
-        problems.append(bad.message)
-    _refuse(problems, formats, num_rows)
-    return DatasetReport(bytes=size, sha256=sha256, num_rows=num_rows, format=next(iter(formats)))
+        found.problems.append(bad.message)
+    _refuse(found)
+    return DatasetReport(
+        bytes=size,
+        sha256=sha256,
+        num_rows=found.num_rows,
+        format=next(iter(found.formats)),
+        ignored_keys=sorted(found.ignored_keys)[:_MAX_IGNORED_KEYS],
+    )
+
+
+@dataclass
+class _Findings:
+    """What a look at every line found."""
+
+    num_rows: int = 0
+    formats: dict[RowFormat, int] = field(default_factory=dict[RowFormat, int])
+    problems: list[str] = field(default_factory=list[str])
+    ignored_keys: set[str] = field(default_factory=set[str])
+
+    def look_at(self, number: int, line: bytes) -> None:
+        self.num_rows += 1
+        try:
+            record = rows.decode(line)
+            row = rows.parse_record(record)
+        except BadRow as bad:
+            self.problems.append(f"line {number}: {bad.message}")
+            return
+        self.formats.setdefault(rows.format_of(row), number)
+        if len(self.ignored_keys) < _MAX_IGNORED_KEYS:
+            self.ignored_keys |= rows.ignored_keys(record, row)
 
 
 def get(db: Database, project_id: str, dataset_id: str) -> Dataset:
@@ -131,16 +158,16 @@ def _store(source: BinaryIO, target: Path, *, max_bytes: int) -> tuple[int, str]
     return size, digest.hexdigest()
 
 
-def _refuse(problems: list[str], formats: dict[RowFormat, int], num_rows: int) -> None:
-    if problems:
-        more = "; and more" if len(problems) > _MAX_PROBLEMS else ""
-        raise InvalidDataset("; ".join(problems[:_MAX_PROBLEMS]) + more, param="file")
-    if num_rows == 0:
+def _refuse(found: _Findings) -> None:
+    if found.problems:
+        more = "; and more" if len(found.problems) > _MAX_PROBLEMS else ""
+        raise InvalidDataset("; ".join(found.problems[:_MAX_PROBLEMS]) + more, param="file")
+    if found.num_rows == 0:
         raise InvalidDataset("the file is empty; it needs at least one JSON line", param="file")
-    if len(formats) > 1:
-        found = ", ".join(f"{name} from line {line}" for name, line in formats.items())
+    if len(found.formats) > 1:
+        each = ", ".join(f"{name} from line {line}" for name, line in found.formats.items())
         raise InvalidDataset(
-            f"rows of several formats ({found}); upload one file each", param="file"
+            f"rows of several formats ({each}); upload one file each", param="file"
         )
 
 

@@ -1,5 +1,6 @@
 """Workers from their own side: who they are, registering, heartbeats."""
 
+import os
 import platform
 import socket
 from collections.abc import Sequence
@@ -49,8 +50,8 @@ def leave(db: Database, worker_id: str) -> None:
 
 
 def this_process() -> WorkerIdentity:
-    process = psutil.Process()
-    return WorkerIdentity(machine=this_machine(), pid=process.pid, started=process.create_time())
+    pid = os.getpid()
+    return WorkerIdentity(machine=this_machine(), pid=pid, started=_start_time(pid))
 
 
 def this_machine() -> str:
@@ -65,10 +66,18 @@ def is_dead(identity: WorkerIdentity) -> bool:
     if identity.machine != this_machine():
         return False
     try:
-        process = psutil.Process(identity.pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if psutil.Process(identity.pid).status() == psutil.STATUS_ZOMBIE:
             return True
-        # A process id may have been given to another process since; clock ticks are coarse.
-        return abs(process.create_time() - identity.started) > 1.0
-    except psutil.NoSuchProcess:
+        # The process id may have been given to another process since.
+        return _start_time(identity.pid) != identity.started
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
+
+
+def _start_time(pid: int) -> float:
+    """Return when a process started, on a clock that never steps where there is one."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        # Field 22, in ticks since boot; the name in field 2 may hold blanks and parentheses.
+        return float(stat.read_text().rpartition(")")[2].split()[19])
+    return psutil.Process(pid).create_time()

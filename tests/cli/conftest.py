@@ -188,6 +188,9 @@ class Outcome:
 @pytest.fixture
 def lorad(monkeypatch: pytest.MonkeyPatch, capfdbinary) -> Callable[..., Outcome]:
     """Run the command line in this process."""
+    for name in ("LORAD_HOME", "LORAD_HOST", "LORAD_PORT", "LORAD_SLOTS"):
+        # Options become variables; setting them first makes pytest take them back.
+        monkeypatch.setenv(name, "")
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr("sys.argv", ["lorad", *arguments])

@@ -81,7 +81,7 @@ def encode(
     for row, ids, offsets in zip(
         rows, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        is_target = _starts_in(offsets, row.spans)
+        is_target = _overlaps(offsets, row.spans)
         tokens = np.asarray(ids, dtype=np.int32)
         if not row.is_chat:
             assert isinstance(last, int)
@@ -164,14 +164,18 @@ class _Conversation:
         return text
 
 
-def _starts_in(
+def _overlaps(
     offsets: Sequence[tuple[int, int]], spans: tuple[tuple[int, int], ...]
 ) -> np.ndarray:
-    """Mark the tokens whose first character lies in one of the spans."""
-    starts = np.asarray([start for start, _ in offsets], dtype=np.int64)
-    is_target = np.zeros(len(starts), dtype=bool)
+    """Mark the tokens that have a character in one of the spans.
+
+    A token may begin in the prompt and end in the target, where the tokenizer merges characters
+    across the boundary. It counts as a target: leaving it out would silently lose a beginning.
+    """
+    starts_ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    is_target = np.zeros(len(starts_ends), dtype=bool)
     for begin, end in spans:
-        is_target |= (starts >= begin) & (starts < end)
+        is_target |= (starts_ends[:, 1] > begin) & (starts_ends[:, 0] < end)
     return is_target
 
 
