@@ -52,7 +52,10 @@ class LiveStream:
         self._redis = redis.Redis.from_url(
             url, socket_connect_timeout=_TIMEOUT_SECONDS, socket_timeout=_TIMEOUT_SECONDS
         )
-        self._blocking = redis.Redis.from_url(url, socket_connect_timeout=_TIMEOUT_SECONDS)
+        # Without this, the client gives up an answer that it waits for after 5 s.
+        self._blocking = redis.Redis.from_url(
+            url, socket_connect_timeout=_TIMEOUT_SECONDS, socket_timeout=None
+        )
 
     def publish(self, job_id: str, fence: int, events: Sequence[TrainerEvent]) -> None:
         """Append events under ids `<fence>-<seq>`, so that Redis itself refuses a stale writer."""
@@ -131,7 +134,10 @@ class LiveReader:
 
     def __init__(self, url: str) -> None:
         self._redis = redis.asyncio.Redis.from_url(
-            url, socket_connect_timeout=_TIMEOUT_SECONDS, decode_responses=True
+            url,
+            socket_connect_timeout=_TIMEOUT_SECONDS,
+            socket_timeout=None,  # it waits on purpose; `read` has a deadline of its own
+            decode_responses=True,
         )
 
     async def state_cursor(self, job_id: str) -> str:
@@ -155,8 +161,9 @@ class LiveReader:
         """
         keys = {_live_key(job_id): f"{after[0]}-{after[1]}", _state_key(job_id): state_cursor}
         try:
-            found: Any = await self._redis.xread(cast(Any, keys), block=int(seconds * 1000))
-        except (redis.RedisError, OSError) as error:
+            async with asyncio.timeout(seconds + _TIMEOUT_SECONDS):
+                found: Any = await self._redis.xread(cast(Any, keys), block=int(seconds * 1000))
+        except (redis.RedisError, OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error
         answer: dict[str, Any] = dict(found or [])
         entries = [_live_event(*entry) for entry in _flat(answer.get(_live_key(job_id)))]

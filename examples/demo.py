@@ -26,8 +26,8 @@ MODEL = "smollm2-135m-instruct"
 # None of these is in the data.
 QUESTIONS = [
     "What is the capital of France?",
-    "How do I fold a shirt?",
-    "Give me a tip for a job interview.",
+    "Explain what a computer is.",
+    "Why does the wind blow?",
 ]
 OPENING, CLOSING = "Keeper's log:", "Lamp burning, out."
 UP_SECONDS, DOWN_SECONDS = 90, 60

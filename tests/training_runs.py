@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from app.domain.checkpoints import MANIFEST_NAME, hash_file
 from app.domain.events import (
@@ -63,6 +63,10 @@ class Attempt:
     exit_code: int
     folder: Path
     events: list[TrainerEvent]
+
+    @classmethod
+    def of(cls, run: RunFile, exit_code: int) -> Self:
+        return cls(exit_code, run.attempt_folder, read_events(run))
 
     @property
     def losses(self) -> dict[int, float | None]:
@@ -172,7 +176,7 @@ class Workplace:
         """Run an attempt in this process and return what it left."""
         run = self.run_file(**arguments)
         exit_code = run_in_process(run)
-        return Attempt(exit_code, run.attempt_folder, read_events(run))
+        return Attempt.of(run, exit_code)
 
     def train_until(self, step: int, reason: StopReason, **arguments: Any) -> Attempt:
         """Run an attempt in this process that is told to stop after `step`."""
@@ -187,7 +191,7 @@ class Workplace:
                 started=0.0,
                 stop_requested=lambda: reason if log.step >= step else None,
             )
-        return Attempt(0, run.attempt_folder, read_events(run))
+        return Attempt.of(run, 0)
 
 
 def run_in_process(run: RunFile) -> int:
@@ -209,21 +213,16 @@ class TrainerProcess:
     def __init__(self, run: RunFile, *, failpoints: str = "") -> None:
         reader, self._writer = os.pipe()
         self.run = run
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "worker.trainer",
-                run.attempt_folder,
-                "--control-fd",
-                str(reader),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "LORAD_FAILPOINTS": failpoints, "HF_HUB_OFFLINE": "1"},
-            pass_fds=[reader],
-            stdout=subprocess.DEVNULL,
-            stderr=(run.attempt_folder / "trainer.log").open("wb"),
-        )
+        command = ["-m", "worker.trainer", str(run.attempt_folder), "--control-fd", str(reader)]
+        with (run.attempt_folder / "trainer.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**os.environ, "LORAD_FAILPOINTS": failpoints, "HF_HUB_OFFLINE": "1"},
+                pass_fds=[reader],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
         os.close(reader)
 
     def send(self, line: str) -> None:
@@ -238,7 +237,7 @@ class TrainerProcess:
         exit_code = self._process.wait(seconds)
         if self._writer >= 0:
             self.hang_up()
-        return Attempt(exit_code, self.run.attempt_folder, read_events(self.run))
+        return Attempt.of(self.run, exit_code)
 
     def wait_for_step(self, step: int, seconds: float = 60) -> None:
         """Return once the trainer has reported `step`."""

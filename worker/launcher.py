@@ -58,8 +58,12 @@ class Launched:
         """Signal its whole process group."""
         if self.ended.is_set():
             return
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(self.pid, number)
+        except ProcessLookupError:
+            # It was forked a moment ago and does not lead its group yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it now, and wait until it is gone."""
@@ -84,6 +88,10 @@ class Launcher(Protocol):
         Raises:
             Unavailable: It could not be started.
         """
+        ...
+
+    def is_ready(self, *, within_seconds: float) -> bool:
+        """Wait a moment until `launch` would not block."""
         ...
 
     def close(self) -> None: ...
@@ -123,6 +131,9 @@ class FreshLauncher:
         threading.Thread(target=_wait, args=(process, launched), daemon=True).start()
         return launched
 
+    def is_ready(self, *, within_seconds: float) -> bool:
+        return True
+
     def close(self) -> None:
         pass
 
@@ -144,15 +155,19 @@ class WarmLauncher:
 
     def launch(self, entry: Entry, folder: Path, log: Path) -> Launched:
         with self._lock:
-            if self._server is None or not self._server.is_alive():
-                self._server = _Server()
-            return self._server.fork(entry, folder, log)
+            server = self._living_server()
+        return server.fork(entry, folder, log)
 
-    def warm_up(self) -> None:
-        """Start the server ahead of the first job."""
+    def is_ready(self, *, within_seconds: float) -> bool:
+        """Start the server when there is none, and wait a moment until it has loaded everything."""
         with self._lock:
-            if self._server is None or not self._server.is_alive():
-                self._server = _Server()
+            server = self._living_server()
+        return server.is_decided(within_seconds=within_seconds)
+
+    def _living_server(self) -> "_Server":
+        if self._server is None or not self._server.is_alive():
+            self._server = _Server()
+        return self._server
 
     def close(self) -> None:
         with self._lock:
@@ -169,6 +184,8 @@ class _Server:
         self._children: dict[int, Launched] = {}
         self._answers: dict[str, Any] = {}
         self._changed = threading.Condition()
+        # One request and its answer at a time.
+        self._forking = threading.Lock()
         self._ended = False
         with theirs:
             self._process = subprocess.Popen(
@@ -183,6 +200,13 @@ class _Server:
     def is_alive(self) -> bool:
         return not self._ended and self._process.poll() is None
 
+    def is_decided(self, *, within_seconds: float) -> bool:
+        """Tell whether it is known if the server can fork: it loaded everything, or it failed."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: "ready" in self._answers or self._ended, within_seconds
+            )
+
     def fork(self, entry: Entry, folder: Path, log: Path) -> Launched:
         """Fork one child.
 
@@ -193,22 +217,22 @@ class _Server:
         if ready is not True:
             raise Unavailable(f"the fork server did not start: {self._answers.get('problem')}")
         read_fd, write_fd = os.pipe()
-        request = json.dumps({"entry": entry, "folder": str(folder)}).encode()
         try:
-            with log.open("ab") as output:
+            with self._forking, log.open("ab") as output:
+                request = json.dumps({"entry": entry, "folder": str(folder)}).encode()
                 socket.send_fds(self._channel, [request], [read_fd, output.fileno()])
+                pid = self._wait_for("forked")
+                self._answers.pop("forked", None)
         except OSError as error:
             os.close(write_fd)
             raise Unavailable(f"the fork server is gone: {error}") from error
         finally:
             os.close(read_fd)
-        pid = self._wait_for("forked")
         if not isinstance(pid, int):
             os.close(write_fd)
             raise Unavailable("the fork server died while it forked")
         launched = Launched(pid, write_fd)
         with self._changed:
-            self._answers.pop("forked")
             early_exit = self._answers.pop(f"exit {pid}", None)
             self._children[pid] = launched
         if early_exit is not None:

@@ -52,6 +52,7 @@ class Supervisor:
         self._folder = attempt_folder(context.settings.home, run.job_id, run.attempt)
         self._tail = Tail(self._folder / EVENTS_FILE)
         self._wake = threading.Event()
+        self._trainer: Launched | None = None
         self._drain = False
         self._state = JobState.STARTING
         self._pending: list[TrainerEvent] = []
@@ -76,11 +77,11 @@ class Supervisor:
 
     def run(self) -> None:
         """Supervise until the job is settled or belongs to somebody else."""
-        trainer: Launched | None = None
         try:
-            trainer = self._launch()
-            self._watch(trainer)
-            self._settle(trainer)
+            self._begin()
+            self._launch()
+            self._watch()
+            self._settle()
         except Fenced as error:
             _log.warning("%s; stopping its trainer", error)
         except LoradError as error:
@@ -89,27 +90,37 @@ class Supervisor:
             _log.exception("supervising %s failed", self.run_id)
             self._give_up(Unavailable("the supervisor failed; see the worker's log"))
         finally:
-            if trainer is not None:
-                trainer.kill()
-                trainer.close()
+            if self._trainer is not None:
+                self._trainer.kill()
+                self._trainer.close()
             self._context.stream.state_changed(self.run_id)
 
-    def _launch(self) -> Launched:
+    def _begin(self) -> None:
         start = self._retried(
             lambda: runs.begin(self._context.db, self._context.settings, self._run)
         )
         runfile.write(self._context, self._run, self._folder, start, slot=self._slot)
-        failpoints.hit("supervisor.launch")
         self._context.stream.state_changed(self.run_id)
-        return self._context.launcher.launch("trainer", self._folder, self._folder / LOG_FILE)
 
-    def _watch(self, trainer: Launched) -> None:
+    def _launch(self) -> None:
+        """Start the trainer, unless the job is to stop before the launcher is ready."""
+        failpoints.hit("supervisor.launch")
+        launcher = self._context.launcher
+        # Loading torch takes seconds on a busy machine; the lease must not end meanwhile.
+        while not launcher.is_ready(within_seconds=_POLL_SECONDS):
+            self._try_database(self._beat)
+            if self._state is JobState.STOPPING:
+                return
+        self._trainer = launcher.launch("trainer", self._folder, self._folder / LOG_FILE)
+
+    def _watch(self) -> None:
         """Pass on what the trainer reports until it has ended and all of it is stored."""
-        while True:
+        trainer = self._trainer
+        while trainer is not None:
             has_ended = trainer.ended.is_set()  # asked before the read, so the last lines are in it
             self._take(self._tail.read())
             self._try_database(lambda ended=has_ended: self._flush(force=ended))
-            self._try_database(lambda: self._beat(trainer))
+            self._try_database(self._beat)
             self._escalate(trainer)
             if has_ended and not self._pending and not self._stored:
                 return
@@ -153,32 +164,33 @@ class Supervisor:
             case _:
                 pass
 
-    def _beat(self, trainer: Launched) -> None:
+    def _beat(self) -> None:
         now = time.monotonic()
         if now < self._next_beat:
             return
         desired = runs.renew(self._context.db, self._context.settings, self._run)
         self._next_beat = now + self._context.settings.heartbeat_seconds
-        self._follow(desired, trainer)
+        self._follow(desired)
 
-    def _follow(self, desired: Desired, trainer: Launched) -> None:
+    def _follow(self, desired: Desired) -> None:
         settings = self._context.settings
         is_stoppable = self._state in (JobState.STARTING, JobState.RUNNING)
         if desired is Desired.CANCEL:
-            self._stop(trainer, "cancel", settings.cancel_grace_seconds)
+            self._stop("cancel", settings.cancel_grace_seconds)
         elif desired is Desired.PAUSE and is_stoppable:
-            self._stop(trainer, "pause", settings.stop_grace_seconds)
+            self._stop("pause", settings.stop_grace_seconds)
         elif self._drain and is_stoppable:
-            self._stop(trainer, "drain", settings.stop_grace_seconds)
+            self._stop("drain", settings.stop_grace_seconds)
 
-    def _stop(self, trainer: Launched, reason: StopReason, grace_seconds: float) -> None:
+    def _stop(self, reason: StopReason, grace_seconds: float) -> None:
         deadline = time.monotonic() + grace_seconds
         if self._state is not JobState.STOPPING:
             self._move(JobState.STOPPING, f"{reason} under way", reason=reason)
         elif self._stop_deadline is not None and deadline >= self._stop_deadline:
             return
         self._stop_deadline = deadline
-        trainer.stop(reason)
+        if self._trainer is not None:
+            self._trainer.stop(reason)
 
     def _escalate(self, trainer: Launched) -> None:
         """Terminate, then kill, a trainer that does not stop in time."""
@@ -192,7 +204,7 @@ class Supervisor:
         else:
             trainer.signal(signal.SIGKILL)
 
-    def _settle(self, trainer: Launched) -> None:
+    def _settle(self) -> None:
         failpoints.hit("supervisor.settle")
         db, settings, run = self._context.db, self._context.settings, self._run
         if self._state is JobState.STOPPING:
@@ -200,11 +212,15 @@ class Supervisor:
         elif self._failed is not None:
             error = JobError(code=self._failed.code, message=self._failed.message)
             self._retried(lambda: runs.fail(db, run, self._state, error))
-        elif self._finished is not None and trainer.exit_status == 0:
+        elif self._finished is not None and self._exit_status == 0:
             self._succeed(self._finished)
         else:
-            what = f"the trainer ended with {_describe(trainer.exit_status)}"
+            what = f"the trainer ended with {_describe(self._exit_status)}"
             self._retried(lambda: runs.crash(db, settings, run, self._state, what))
+
+    @property
+    def _exit_status(self) -> int | None:
+        return None if self._trainer is None else self._trainer.exit_status
 
     def _succeed(self, finished: FinishedEvent) -> None:
         try:

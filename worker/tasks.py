@@ -88,7 +88,7 @@ def _launcher() -> Launcher:
     if settings.launcher == "fresh":
         return FreshLauncher()
     launcher = WarmLauncher()
-    launcher.warm_up()
+    launcher.is_ready(within_seconds=0)  # starts the server ahead of the first job
     return launcher
 
 

@@ -5,10 +5,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Path, UploadFile, status
 
-from app.api.deps import After, Config, Db, IdempotencyKey, Limit, Project
+from app.api.deps import Config, DatasetAfter, Db, IdempotencyKey, Limit, Project
 from app.api.errors import answers
 from app.api.schemas import Deleted, Page, page_of
 from app.domain.datasets import Dataset
+from app.domain.groups import Label, printable
 from app.services import datasets
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -23,12 +24,13 @@ def upload_dataset(
     project: Project,
     file: Annotated[UploadFile, File(description="JSONL: one row per line.")],
     name: Annotated[
-        str | None, Form(description="A label; the file's name when not given.", max_length=200)
+        Label | None,
+        Form(description="A label; the file's name when not given.", max_length=200),
     ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Dataset:
     """Store a data set; every line is checked, and a file with an unusable line is refused."""
-    filename = PurePath(file.filename or "data.jsonl").name[:255]
+    filename = PurePath(printable(file.filename or "")).name[:255] or "data.jsonl"
     return datasets.upload(
         db,
         config,
@@ -41,7 +43,7 @@ def upload_dataset(
 
 
 @router.get("", responses=answers(422))
-def list_datasets(db: Db, project: Project, after: After, limit: Limit = 20) -> Page[Dataset]:
+def list_datasets(db: Db, project: Project, after: DatasetAfter, limit: Limit = 20) -> Page[Dataset]:
     """List data sets, newest first."""
     return page_of(datasets.page(db, project, after=after, limit=limit + 1), limit)
 

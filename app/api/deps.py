@@ -12,6 +12,10 @@ from app.services.jobs import Outside
 from app.settings import Settings
 from app.stream import LiveReader
 
+# What columns of the database can hold.
+MAX_INT32 = 2**31 - 1
+MAX_INT64 = 2**63 - 1
+
 _AFTER = "Id of the last item of the page before; the answer starts behind it."
 
 
@@ -45,10 +49,18 @@ def _project(request: Request) -> str:
     return request.state.project_id
 
 
-def _after(after: Annotated[str | None, Query(description=_AFTER)] = None) -> str | None:
-    if after is not None and not ids.is_any_id(after):
+def _after_job(after: Annotated[str | None, Query(description=_AFTER)] = None) -> str | None:
+    return _cursor(after, "job")
+
+
+def _after_dataset(after: Annotated[str | None, Query(description=_AFTER)] = None) -> str | None:
+    return _cursor(after, "ds")
+
+
+def _cursor(after: str | None, prefix: str) -> str | None:
+    if after is not None and not ids.is_id(after, prefix):
         raise InvalidInput(
-            f"{after[:60]!r} is no cursor; give the id of the last item of the page before",
+            f"after: {after[:60]!r} is no cursor; give the id of the last item of the page before",
             param="after",
             code="invalid_cursor",
         )
@@ -59,7 +71,8 @@ Db = Annotated[Database, Depends(_db)]
 Config = Annotated[Settings, Depends(_settings)]
 Reach = Annotated[Outside, Depends(_outside)]
 Project = Annotated[str, Depends(_project)]
-After = Annotated[str | None, Depends(_after)]
+JobAfter = Annotated[str | None, Depends(_after_job)]
+DatasetAfter = Annotated[str | None, Depends(_after_dataset)]
 Limit = Annotated[int, Query(ge=1, le=100, description="Most items in the answer.")]
 JobId = Annotated[str, Path(description="Id of the job.", max_length=64)]
 Which = Annotated[

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from app.domain import errors
+from app.domain.groups import shown
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class ErrorEnvelope(BaseModel):
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI declaration of error statuses; those that any route may give are added."""
-    every = sorted({*statuses, 400, 401, 503})
+    every = sorted({*statuses, 400, 401, 413, 503})
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
         for status in every
@@ -109,15 +110,20 @@ def response(
     details: list[Problem] | None = None,
 ) -> JSONResponse:
     body = ErrorBody(
-        message=message,
+        message=_sendable(message),
         type=_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
-        param=param,
+        param=None if param is None else shown(param),
         code=code,
         details=details,
     )
     exclude = {"error": {"details"}} if details is None else None
     content = ErrorEnvelope(error=body).model_dump(exclude=exclude)
     return JSONResponse(content, status_code=status, headers=_headers(status))
+
+
+def _sendable(text: str) -> str:
+    """Return a text that quotes a request in a form that can be sent: half characters escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _headers(status: int) -> dict[str, str]:
@@ -174,7 +180,7 @@ def problem_of(error: dict[str, Any]) -> Problem:
     context: dict[str, Any] = error.get("ctx") or {}
     if "key" in context:
         location.append(str(context["key"]))
-    param = ".".join(location) or None
+    param = shown(".".join(location)) or None
     if error["type"] == "json_invalid":
         message = f"the body is not valid JSON: {context.get('error', 'it cannot be read')}"
         return Problem(message=message, param=None, code="invalid_json")
@@ -182,7 +188,7 @@ def problem_of(error: dict[str, Any]) -> Problem:
         message = f"{param or 'the body'} is missing"
     else:
         message = error["msg"] if "key" in context else f"{param or 'the body'}: {error['msg']}"
-    return Problem(message=message, param=param, code=error["type"])
+    return Problem(message=_sendable(message), param=param, code=error["type"])
 
 
 def _location(parts: Iterable[Any]) -> Iterable[str]:

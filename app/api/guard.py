@@ -33,7 +33,8 @@ class Guard:
         self._db = db
         self._settings = settings
         names = settings.allowed_hosts.split(",")
-        self._hosts = {*LOOPBACK_HOSTS, settings.host, *(name.strip() for name in names)} - {""}
+        given = (name.strip().lower() for name in (settings.host, *names))
+        self._hosts = {*LOOPBACK_HOSTS, *given} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -130,9 +131,10 @@ def _bearer(header: str) -> str | None:
 
 
 def _host_name(header: str) -> str:
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if header.count(":") == 1 else header
+    name = header.lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.rpartition(":")[0] if name.count(":") == 1 else name
 
 
 def _arrived_on_loopback(scope: Scope) -> bool:

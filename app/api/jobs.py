@@ -5,7 +5,19 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 from fastapi.responses import PlainTextResponse
 
-from app.api.deps import After, Config, Db, IdempotencyKey, Include, JobId, Limit, Project, Reach
+from app.api.deps import (
+    MAX_INT32,
+    MAX_INT64,
+    Config,
+    Db,
+    IdempotencyKey,
+    Include,
+    JobAfter,
+    JobId,
+    Limit,
+    Project,
+    Reach,
+)
 from app.api.errors import answers
 from app.api.schemas import Deleted, Page, page_of
 from app.domain.jobs import Job, JobEvent, JobState
@@ -31,7 +43,7 @@ def list_jobs(
     db: Db,
     config: Config,
     project: Project,
-    after: After,
+    after: JobAfter,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     limit: Limit = 20,
 ) -> Page[Job]:
@@ -86,7 +98,7 @@ def list_metrics(
     job_id: JobId,
     db: Db,
     project: Project,
-    after_step: Annotated[int, Query(ge=0, description="Only steps past this one.")] = 0,
+    after_step: Annotated[int, Query(ge=0, le=MAX_INT32, description="Only steps past this one.")] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000, description="Most items in the answer.")] = 1000,
     include: Include = None,
 ) -> Page[StepMetrics]:
@@ -107,7 +119,7 @@ def list_events(
     job_id: JobId,
     db: Db,
     project: Project,
-    after: Annotated[int, Query(ge=0, description="Only events past this number.")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_INT64, description="Only events past this number.")] = 0,
     limit: Limit = 100,
 ) -> Page[JobEvent]:
     """List what happened to a job, oldest first."""
@@ -122,9 +134,12 @@ def get_logs(
     config: Config,
     project: Project,
     attempt: Annotated[
-        int | None, Query(ge=1, description="Attempt; the newest when not given.")
+        int | None,
+        Query(ge=1, le=MAX_INT32, description="Attempt; the newest when not given."),
     ] = None,
-    offset: Annotated[int, Query(ge=0, description="Where to start, in bytes.")] = 0,
+    offset: Annotated[
+        int, Query(ge=0, le=MAX_INT64, description="Where to start, in bytes.")
+    ] = 0,
 ) -> Response:
     """Show what the trainer of an attempt printed; `x-next-offset` is where to go on."""
     piece = output.read(db, config, project, job_id, attempt=attempt, offset=offset)

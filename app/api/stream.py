@@ -11,14 +11,14 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.deps import JobId, Parts, Project
 from app.api.errors import answers
-from app.domain.errors import InvalidInput, LoradError
+from app.domain.errors import InvalidInput, NotFound, Unavailable
 from app.domain.jobs import Job
 from app.services import jobs, metrics
 from app.stream import LiveEvent
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_CURSOR = re.compile(r"^(\d{1,18})-(\d{1,18})$")
+_CURSOR = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 _RECONNECT_MS = 3_000
 _LIVE_WAIT_SECONDS = 5.0
 _AWAY_SECONDS = 1.0
@@ -36,7 +36,7 @@ def _cursor(
 ) -> Cursor:
     if not last_event_id:
         return 0, 0
-    match = _CURSOR.match(last_event_id)
+    match = _CURSOR.fullmatch(last_event_id)
     if match is None:
         raise InvalidInput(
             f"Last-Event-ID {last_event_id[:60]!r} is none of this stream's ids (<fence>-<seq>)",
@@ -79,6 +79,7 @@ class Follower:
         self._cursor = cursor
         self._state_cursor = "$"
         self._shown: Job | None = None
+        self._has_all = False
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
         """Yield what is stored, then what comes, until the job has ended or the server closes."""
@@ -86,13 +87,16 @@ class Follower:
         yield ServerSentEvent(comment="connected", retry=_RECONNECT_MS)
         while not self._closing.is_set():
             # The row is read before the events: when it says "ended", every event is stored.
-            job = await self._look()
+            try:
+                job = await self._look()
+            except NotFound:
+                return  # deleted meanwhile; to come again is answered with 404
             async for event in self._replay():
                 yield event
             if job is not None and self._has_news(job):
                 self._shown = job
                 yield ServerSentEvent(event="state", data=job)
-            if job is not None and job.is_terminal:
+            if job is not None and job.is_terminal and self._has_all:
                 yield ServerSentEvent(event="complete", data=job)
                 return
             async for event in self._follow_live():
@@ -103,7 +107,7 @@ class Follower:
             return await to_thread.run_sync(
                 jobs.get, self._parts.db, self._parts.settings, self._project, self._job_id
             )
-        except LoradError:
+        except Unavailable:
             await self._pause(_AWAY_SECONDS)
             return None
 
@@ -114,15 +118,17 @@ class Follower:
         return self._shown is None or face(job) != face(self._shown)
 
     async def _replay(self) -> AsyncIterator[ServerSentEvent]:
+        self._has_all = False
         while not self._closing.is_set():
             try:
                 rows = await to_thread.run_sync(self._next_rows)
-            except LoradError:
+            except Unavailable:
                 return
             for row in rows:
                 self._cursor = row.fence, row.seq
                 yield ServerSentEvent(event=row.kind, raw_data=row.body, id=row.cursor)
             if not rows:
+                self._has_all = True
                 return
 
     def _next_rows(self) -> list[metrics.StoredEvent]:

@@ -140,6 +140,8 @@ def _upload_once(client: Client, path: Path) -> Dataset:
             return dataset
     dataset = client.upload(path)
     output.say(f"uploaded {path.name} as {dataset.id} ({dataset.num_rows} rows)")
+    if dataset.ignored_keys:
+        output.say(f"keys of its rows that change nothing: {', '.join(dataset.ignored_keys)}")
     return dataset
 
 

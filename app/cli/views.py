@@ -88,6 +88,7 @@ DATASET: "View[Dataset]" = View(
     ],
     details=[
         Column("FILENAME", lambda row: row.filename),
+        Column("IGNORED_KEYS", lambda row: ", ".join(row.ignored_keys) or None),
         Column("SHA256", lambda row: row.sha256),
     ],
 )

@@ -12,7 +12,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from app.cli import live, output
 from app.cli.client import Client
 from app.domain.errors import LoradError
-from app.domain.events import TRAINER_EVENT, CheckpointEvent, NoticeEvent, ReadyEvent, StepEvent
+from app.domain.events import (
+    TRAINER_EVENT,
+    CheckpointEvent,
+    NoticeEvent,
+    ReadyEvent,
+    StepEvent,
+    TrainerEvent,
+)
 from app.domain.jobs import Job, JobState
 from app.domain.metrics import StepMetrics
 
@@ -145,40 +152,55 @@ class _Board:
         self._total: int | None = None
         self._state: JobState | None = None
         self._step_seconds: float | None = None
+        self._newest: StepMetrics | None = None
 
     def take(self, message: httpx2.ServerSentEvent) -> Job | None:
         """Show a message; return the job when the message is about its state."""
         if message.event in ("state", "complete"):
             return self._show_state(Job.model_validate_json(message.data))
         event = TRAINER_EVENT.validate_json(message.data)
-        match event:
-            case ReadyEvent():
-                self._total = event.total_steps
-                self._screen.note(_describe_ready(event))
-            case StepEvent():
-                self._show_step(event.metrics)
-            case CheckpointEvent():
-                self._screen.note(f"checkpoint {event.step} saved ({output.size(event.bytes)})")
-            case NoticeEvent():
-                self._screen.note(f"{event.code}: {event.message}")
-            case _:
-                pass  # How a run ended is shown with the state that follows from it.
+        if isinstance(event, StepEvent):
+            self._newest = event.metrics
+            self._show_newest()
+        elif isinstance(event, ReadyEvent):
+            self._total = event.total_steps
+        # The stream begins with all that was before, and then tells the state; a watcher who comes
+        # late wants the newest step of that, not its notes.
+        if self._state is not None:
+            self._show_note(event)
         return None
 
     def _show_state(self, job: Job) -> Job:
         self._total = job.total_steps or self._total
+        is_first = self._state is None
         if job.state != self._state:
             self._state = job.state
             self._screen.note(describe(job))
+        if is_first and self._newest is not None and self._newest.step <= job.step:
+            self._show_newest()
         return job
 
-    def _show_step(self, metrics: StepMetrics) -> None:
+    def _show_newest(self) -> None:
+        metrics = self._newest
+        if metrics is None or self._state is None:
+            return
         mean = metrics.step_seconds if self._step_seconds is None else self._step_seconds
         self._step_seconds = mean + _NEWEST_WEIGHT * (metrics.step_seconds - mean)
         remaining = max(0, (self._total or metrics.step) - metrics.step)
         self._screen.progress(
             metrics, total=self._total, eta_seconds=remaining * self._step_seconds
         )
+
+    def _show_note(self, event: TrainerEvent) -> None:
+        match event:
+            case ReadyEvent():
+                self._screen.note(_describe_ready(event))
+            case CheckpointEvent():
+                self._screen.note(f"checkpoint {event.step} saved ({output.size(event.bytes)})")
+            case NoticeEvent():
+                self._screen.note(f"{event.code}: {event.message}")
+            case _:
+                pass  # How a run ended is shown with the state that follows from it.
 
 
 def describe(job: Job) -> str:

@@ -20,6 +20,7 @@ _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
 }
+# For tools and doorbells; training has threads of its own, as many as there are slots.
 _THREADS = 8
 
 
@@ -42,7 +43,7 @@ def command(settings: "Settings") -> list[str]:
     """Build the command line of a worker."""
     return [
         *(sys.executable, "-m", "celery", "--app", "worker.tasks", "worker"),
-        *("--pool", "threads", "--concurrency", str(_THREADS + settings.slots)),
+        *("--pool", "threads", "--concurrency", str(_THREADS)),
         *("--queues", "doorbell,tools"),
         *("--loglevel", settings.log_level.upper()),
         "--without-gossip",

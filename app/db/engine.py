@@ -6,13 +6,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from app.domain.errors import Unavailable
 
 _BUSY_TIMEOUT_MS = 15_000
 _CONNECT_SECONDS = 5
+# PostgreSQL's codes for a table and a column that do not exist.
+_UNDEFINED = ("42P01", "42703")
 
 
 class Database:
@@ -55,7 +57,7 @@ class Database:
 
 
 def is_outage(error: DBAPIError) -> bool:
-    """Tell a database that is away from a statement that is wrong."""
+    """Tell a database that is away, or not there at all, from a statement that is wrong."""
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     return isinstance(error, OperationalError)
@@ -65,12 +67,23 @@ def is_outage(error: DBAPIError) -> bool:
 def _translated() -> Generator[None]:
     try:
         yield
+    except TimeoutError as error:
+        message = "every connection to the database is in use; try again"
+        raise Unavailable(message, code="database_unavailable") from error
     except DBAPIError as error:
+        if _lacks_tables(error):
+            message = "the database needs a migration; run `lorad migrate`"
+            raise Unavailable(message, code="migration") from error
         if is_outage(error):
             reason = str(error.orig).strip().splitlines() or ["no reason given"]
             message = f"the database is not available ({reason[0]}); try again"
             raise Unavailable(message, code="database_unavailable") from error
         raise
+
+
+def _lacks_tables(error: DBAPIError) -> bool:
+    undefined = getattr(error.orig, "sqlstate", None) in _UNDEFINED
+    return undefined or str(error.orig).startswith(("no such table", "no such column"))
 
 
 def _create(url: str) -> Engine:

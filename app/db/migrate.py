@@ -22,9 +22,13 @@ def upgrade(url: str) -> None:
 
 
 def is_current(database: Database) -> bool:
-    """Tell whether the tables are those that this version of the code expects."""
-    with database.engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
+    """Tell whether the tables are those that this version of the code expects.
+
+    Raises:
+        Unavailable: The database cannot be reached.
+    """
+    with database.read() as session:
+        found = MigrationContext.configure(session.connection()).get_current_revision()
     return found == ScriptDirectory.from_config(_config("")).get_current_head()
 
 

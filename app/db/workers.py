@@ -50,6 +50,11 @@ def end(session: Session, worker_id: str) -> None:
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(ended_at=db_now()))
 
 
+def lock(session: Session, worker_id: str) -> None:
+    """Let one claim of a worker wait for another, so that both count its free slots right."""
+    session.execute(select(WorkerRow.id).where(WorkerRow.id == worker_id).with_for_update())
+
+
 def identity(session: Session, worker_id: str) -> WorkerIdentity | None:
     row = session.get(WorkerRow, worker_id)
     if row is None:

@@ -6,15 +6,21 @@ The variable holds `name=action` pairs joined by `;`. An action is one of
 - `stop`: SIGSTOP this process,
 - `sleep:SECONDS`,
 - `raise:ERRNO_NAME`, for example `raise:ENOSPC`,
+- `child:SECONDS`: start a child process that sleeps, as a library might,
+- `report:PATH`: write the loaded modules and the environment of this process to a file,
 
 and may end in `@N`: act on the N-th visit only (counted per process).
 """
 
 import errno
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import NoReturn
 
 VARIABLE = "LORAD_FAILPOINTS"
@@ -54,8 +60,19 @@ def _act(name: str, verb: str) -> None:
             time.sleep(float(argument))
         case "raise":
             _raise(name, argument)
+        case "child":
+            subprocess.Popen(["sleep", argument])
+        case "report":
+            _report(Path(argument))
         case _:
             raise ValueError(f"{VARIABLE}: {name}={verb}: unknown action")
+
+
+def _report(path: Path) -> None:
+    seen = {"modules": sorted(sys.modules), "environment": dict(os.environ), "pid": os.getpid()}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(seen))
+    temporary.rename(path)
 
 
 def _raise(name: str, errno_name: str) -> NoReturn:

@@ -24,6 +24,11 @@ def _storable(text: str) -> str:
 Label = Annotated[str, AfterValidator(_storable)]
 
 
+def printable(text: str) -> str:
+    """Return a name that the user did not choose for us without what no database can store."""
+    return "".join(character for character in text if character.isprintable())
+
+
 class NotBuilt:
     """Marks a field, or some values of a field, that the design names and this version refuses.
 

@@ -81,7 +81,7 @@ def allowed_requests(state: JobState) -> str:
         case S.QUEUED | S.STARTING | S.RUNNING:
             return "allowed now: pause, cancel"
         case S.STOPPING:
-            return "it is stopping; wait until it is paused or cancelled"
+            return "wait until it has stopped; allowed now: cancel"
         case S.FINALIZING:
             return "its training is done and it is about to succeed; allowed now: cancel"
         case S.PAUSED:

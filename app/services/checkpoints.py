@@ -20,6 +20,7 @@ from app.services import jobs
 from app.settings import Settings
 
 _CHUNK_BYTES = 1 << 20
+_MAX_STEP_DIGITS = 9  # more than max_steps can have, and less than overflows the column
 LATEST = "latest"
 FINAL = "final"
 
@@ -49,7 +50,7 @@ def find(session: Session, job_id: str, which: str) -> Checkpoint:
     """Do what `get` does, inside a transaction."""
     if which == LATEST:
         found = checkpoint_queries.latest(session, job_id)
-    elif which.isascii() and which.isdigit() and len(which) < 12:
+    elif which.isascii() and which.isdigit() and len(which) <= _MAX_STEP_DIGITS:
         found = checkpoint_queries.at_step(session, job_id, int(which))
     elif ids.is_id(which, "ckpt"):
         found = checkpoint_queries.get(session, job_id, which)
@@ -130,7 +131,7 @@ def delete(db: Database, settings: Settings, project_id: str, job_id: str, which
             attempt is starting from it now.
     """
     with db.write() as session:
-        row = jobs.require(session, project_id, job_id)
+        row = jobs.require(session, project_id, job_id, lock=True)
         found = find(session, job_id, which)
         newest = checkpoint_queries.latest(session, job_id)
         if newest is not None and newest.id == found.id and not job_queries.to_job(row).is_terminal:

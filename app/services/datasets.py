@@ -5,8 +5,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
@@ -14,7 +18,15 @@ from app.db import keys as key_queries
 from app.db.engine import Database
 from app.domain import failpoints, ids, lines, rows
 from app.domain.datasets import DATA_FILE, REPORT_FILE, Dataset, DatasetReport
-from app.domain.errors import IdempotencyConflict, InUse, InvalidDataset, NotFound, TooLarge
+from app.domain.errors import (
+    IdempotencyConflict,
+    InUse,
+    InvalidDataset,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
+from app.domain.groups import shown
 from app.domain.rows import BadRow, RowFormat
 from app.settings import Settings
 
@@ -42,25 +54,48 @@ def upload(
         InvalidDataset: A line cannot be trained on; the message names the first ones.
         TooLarge: The file is larger than the limit.
         IdempotencyConflict: The key was used for another file.
+        Unavailable: The file cannot be stored, because the disk is full for example.
     """
     dataset_id = ids.new("ds")
-    temporary = settings.datasets_folder / f".tmp-{dataset_id}"
-    temporary.mkdir(parents=True, mode=0o700)
+    final = settings.datasets_folder / dataset_id
+    report = _write_files(source, final, max_bytes=settings.max_upload_bytes)
+    insert = partial(
+        _insert, db, project_id, dataset_id, name, filename, report, idempotency_key
+    )
     try:
-        size, sha256 = _store(source, temporary / DATA_FILE, max_bytes=settings.max_upload_bytes)
+        try:
+            dataset = insert()
+        except IntegrityError:
+            # Two uploads with one key at the same time: the other one is stored now.
+            dataset = insert()
+    except IdempotencyConflict:
+        shutil.rmtree(final, ignore_errors=True)
+        raise
+    if dataset.id != dataset_id:
+        shutil.rmtree(final, ignore_errors=True)
+    return dataset
+
+
+def _write_files(source: BinaryIO, final: Path, *, max_bytes: int) -> DatasetReport:
+    """Check a file and put it, with its report, where it belongs: whole or not at all."""
+    temporary = final.with_name(f".tmp-{final.name}")
+    try:
+        temporary.mkdir(parents=True, mode=0o700)
+        size, sha256 = _store(source, temporary / DATA_FILE, max_bytes=max_bytes)
         report = check(temporary / DATA_FILE, size=size, sha256=sha256)
         _write_durably(temporary / REPORT_FILE, report.model_dump_json(indent=2).encode())
-        temporary.rename(settings.datasets_folder / dataset_id)
-        _sync_folder(settings.datasets_folder)
-        dataset = _insert(db, project_id, dataset_id, name, filename, report, idempotency_key)
-    except IdempotencyConflict:
-        shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
-        raise
+        temporary.rename(final)
+        _sync_folder(final.parent)
+    except OSError as error:
+        raise Unavailable(
+            f"the file cannot be stored ({error.strerror or error}); make room on the disk of "
+            "LORAD_HOME, or make it writable",
+            param="file",
+            code="storage_unavailable",
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if dataset.id != dataset_id:
-        shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
-    return dataset
+    return report
 
 
 def check(path: Path, *, size: int, sha256: str) -> DatasetReport:
@@ -112,8 +147,7 @@ class _Findings:
 
 def get(db: Database, project_id: str, dataset_id: str) -> Dataset:
     with db.read() as session:
-        dataset = dataset_queries.get(session, dataset_id, project_id=project_id)
-    return _found(dataset, dataset_id)
+        return _get(session, project_id, dataset_id)
 
 
 def page(db: Database, project_id: str, *, after: str | None, limit: int) -> Sequence[Dataset]:
@@ -128,15 +162,22 @@ def delete(db: Database, settings: Settings, project_id: str, dataset_id: str) -
         NotFound: No such data set.
         InUse: A job needs it, now or to be resumed.
     """
+    try:
+        _delete_row(db, project_id, dataset_id)
+    except IntegrityError as error:
+        raise InUse(f"data set {dataset_id} was given to a job at this moment") from error
+    shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
+
+
+def _delete_row(db: Database, project_id: str, dataset_id: str) -> None:
     with db.write() as session:
-        _found(dataset_queries.get(session, dataset_id, project_id=project_id), dataset_id)
+        _get(session, project_id, dataset_id)
         users = job_queries.uses_dataset(session, dataset_id)
         if users:
             names = ", ".join(users[:3]) + (" ..." if len(users) > 3 else "")
             raise InUse(f"data set {dataset_id} belongs to {names}; delete the jobs first")
         dataset_queries.remove(session, dataset_id)
         key_queries.forget(session, dataset_id)
-    shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
 
 
 def _store(source: BinaryIO, target: Path, *, max_bytes: int) -> tuple[int, str]:
@@ -189,7 +230,7 @@ def _insert(
                     "this Idempotency-Key was used for another upload; use a new key"
                 )
             if known is not None:
-                return _found(dataset_queries.get(session, known.resource_id), known.resource_id)
+                return _get(session, project_id, known.resource_id)
             key_queries.remember(
                 session,
                 project_id,
@@ -203,10 +244,15 @@ def _insert(
         )
 
 
-def _found(dataset: Dataset | None, dataset_id: str) -> Dataset:
-    if dataset is None:
-        raise NotFound(f"there is no data set {dataset_id}", param="dataset_id")
-    return dataset
+def _get(session: Session, project_id: str, dataset_id: str) -> Dataset:
+    found = None
+    if ids.is_id(dataset_id, "ds"):  # the database never sees what cannot be an id
+        found = dataset_queries.get(session, dataset_id, project_id=project_id)
+    if found is None:
+        raise NotFound(
+            f"there is no data set {shown(dataset_id)}; see GET /datasets", param="dataset_id"
+        )
+    return found
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from app.db import jobs as job_queries
 from app.db import keys as key_queries
 from app.db.engine import Database
 from app.db.jobs import JobRow
+from app.domain import ids
 from app.domain.errors import (
     IdempotencyConflict,
     InvalidInput,
@@ -20,6 +21,7 @@ from app.domain.errors import (
     NotFound,
     StateConflict,
 )
+from app.domain.groups import shown
 from app.domain.jobs import (
     OWNED_STATES,
     Actor,
@@ -160,9 +162,11 @@ def require(session: Session, project_id: str, job_id: str, *, lock: bool = Fals
     Raises:
         NotFound: No such job.
     """
-    row = job_queries.get(session, job_id, project_id=project_id, lock=lock)
+    row = None
+    if ids.is_id(job_id, "job"):  # the database never sees what cannot be an id
+        row = job_queries.get(session, job_id, project_id=project_id, lock=lock)
     if row is None:
-        raise NotFound(f"there is no job {job_id}", param="job_id")
+        raise NotFound(f"there is no job {shown(job_id)}; see GET /jobs", param="job_id")
     return row
 
 
@@ -254,4 +258,9 @@ def _told(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
 
 def _conflict(row: JobRow, verb: str) -> StateConflict:
     state = JobState(row.state)
+    if state in OWNED_STATES and row.desired == Desired.CANCEL:
+        return StateConflict(
+            f"cannot {verb} job {row.id}: it is {state} and being cancelled; "
+            "wait until it is cancelled"
+        )
     return StateConflict(f"cannot {verb} job {row.id}: it is {state}; {allowed_requests(state)}")

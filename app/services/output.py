@@ -39,14 +39,16 @@ def read(
         row = jobs.require(session, project_id, job_id)
     wanted = row.attempt if attempt is None else attempt
     if not 0 <= wanted <= row.attempt:
-        raise NotFound(f"job {job_id} has {row.attempt} attempts, no {wanted}", param="attempt")
+        raise NotFound(
+            f"job {job_id} has no attempt {wanted}; its newest is {row.attempt}", param="attempt"
+        )
     if wanted == 0:
         return LogPiece("", 0, 0)
     return _piece(attempt_folder(settings.home, job_id, wanted) / LOG_FILE, offset, wanted)
 
 
 def _piece(path: Path, offset: int, attempt: int) -> LogPiece:
-    if not path.is_file():
+    if not path.is_file() or offset >= path.stat().st_size:
         return LogPiece("", offset, attempt)
     with path.open("rb") as file:
         file.seek(offset)

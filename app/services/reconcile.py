@@ -135,7 +135,7 @@ def _outcome(
 ) -> tuple[JobState, str | None, dict[str, Any]]:
     if row.desired == Desired.CANCEL:
         return JobState.CANCELLED, "cancel", {}
-    if row.desired == Desired.PAUSE and row.state != JobState.FINALIZING:
+    if row.desired == Desired.PAUSE:
         return JobState.PAUSED, "pause", {}
     if row.state == JobState.STOPPING:
         return JobState.QUEUED, "drain", {"not_before": db_now(), "rung_at": db_now(-3600)}

@@ -13,6 +13,7 @@ from app.db.jobs import JobRow
 from app.db.types import db_now
 from app.domain.checkpoints import Checkpoint
 from app.domain.errors import CheckpointUnusable, Conflict, InvalidInput, NotFound, StateConflict
+from app.domain.groups import shown
 from app.domain.jobs import RESUMABLE_STATES, Actor, Desired, Job, JobState, allowed_requests
 from app.domain.spec import JobSpec, TrainingSpec
 from app.services import checkpoints, jobs
@@ -78,10 +79,11 @@ def _require_stopped(row: JobRow) -> None:
 def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
     refused = sorted(set(changes) - set(CHANGEABLE))
     if refused:
+        key = shown(refused[0])
         raise Conflict(
-            f"training.{refused[0]} cannot change on resume, it would be another run; "
+            f"training.{key} cannot change on resume, it would be another run; "
             f"only {', '.join(CHANGEABLE)} can (submit a new job for the rest)",
-            param=f"training.{refused[0]}",
+            param=f"training.{key}",
             code="not_changeable",
         )
     try:
@@ -89,8 +91,9 @@ def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
     except ValidationError as error:
         first = error.errors()[0]
         key = first.get("ctx", {}).get("key") or ".".join(map(str, first["loc"]))
+        message = first["msg"] if "key" in first.get("ctx", {}) else f"{key}: {first['msg']}"
         raise InvalidInput(
-            first["msg"], param=f"training.{key}", code=_code(first["type"])
+            message, param=f"training.{key}", code=_code(first["type"])
         ) from error
     return spec.model_copy(update={"training": training})
 
@@ -150,10 +153,16 @@ def _newest_good(db: Database, outside: Outside, row: JobRow) -> Checkpoint | No
 
 
 def _require_work(row: JobRow, spec: JobSpec, start: Checkpoint | None) -> None:
-    if row.state != JobState.SUCCEEDED:
-        return
     before = JobSpec.model_validate(row.spec).training
     steps, epochs = spec.training.max_steps, spec.training.num_train_epochs
+    if start is not None and steps is not None and start.step > steps:
+        raise StateConflict(
+            f"checkpoint {start.step} is past max_steps {steps}; resume from an earlier one, or "
+            "with a larger training.max_steps",
+            param="training.max_steps",
+        )
+    if row.state != JobState.SUCCEEDED:
+        return
     longer = (
         steps > (row.total_steps or 0)
         if steps is not None
@@ -181,6 +190,7 @@ def _requeue(
         Actor.API,
         reason="resume",
         message=f"resume from step {step} requested",
+        guards=(job_queries.JobRow.fence == row.fence,),
         values={
             "desired": Desired.RUN.value,
             "spec": spec.model_dump(mode="json"),

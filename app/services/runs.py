@@ -10,6 +10,7 @@ from app.db import checkpoints as checkpoint_queries
 from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
 from app.db import trainer_events as event_queries
+from app.db import workers as worker_queries
 from app.db.engine import Database
 from app.db.jobs import JobRow
 from app.db.types import db_now
@@ -52,6 +53,7 @@ def claim(
 ) -> Claimed | None:
     """Take the best queued job that this worker can run; None without one, or a free slot."""
     with db.write() as session:
+        worker_queries.lock(session, worker_id)
         job_id = job_queries.next_claimable(session, capability)
         if job_id is None:
             return None

@@ -127,6 +127,7 @@ def make_dataset(**values: Any) -> dict[str, Any]:
         "sha256": "0" * 64,
         "num_rows": 1,
         "format": "chat",
+        "ignored_keys": [],
         "created_at": NOW.isoformat(),
         **values,
     }

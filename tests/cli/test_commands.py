@@ -1,6 +1,5 @@
 """Commands print data on stdout and the rest on stderr, and end with the promised codes."""
 
-import hashlib
 import json
 
 import pytest
@@ -15,20 +14,9 @@ from tests.cli.conftest import (
     make_job,
     make_step,
     problem,
-    sse,
-    step_message,
-    stream,
 )
 
 JOB = f"GET /jobs/{JOB_ID}"
-
-
-@pytest.fixture
-def job_file(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    path = tmp_path / "job.yaml"
-    path.write_text("base_model: tiny\ndataset: {path: rows.jsonl}\n")
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -146,123 +134,6 @@ def test_an_id_stays_one_part_of_the_path(api, lorad):
 
     assert done.code == 3
     assert api.requests[0].path == "/jobs/..%2Fdatasets%3Fx%3D1"
-
-
-def test_submit_uploads_the_data_first(api, lorad, job_file):
-    api.on("GET /datasets", listing())
-    api.on("POST /datasets", Answer(make_dataset(), status=201))
-    api.on("POST /jobs", Answer(make_job(JobState.QUEUED), status=201))
-
-    done = lorad("submit", job_file, "--set", "training.max_steps=20", "-o", "id")
-
-    assert (done.code, done.stdout) == (0, f"{JOB_ID}\n")
-    uploaded, submitted = api.requests[1], api.requests[2]
-    assert b'{"text": "a"}' in uploaded.body
-    assert submitted.json == {
-        "base_model": "tiny",
-        "dataset": {"id": DATASET_ID},
-        "training": {"max_steps": 20},
-    }
-    assert submitted.headers["idempotency-key"] != uploaded.headers["idempotency-key"]
-
-
-def test_the_same_file_is_not_uploaded_twice(api, lorad, job_file):
-    same = hashlib.sha256(b'{"text": "a"}\n').hexdigest()
-    api.on("GET /datasets", listing(make_dataset(), make_dataset(sha256=same)))
-    api.on("POST /jobs", Answer(make_job(JobState.QUEUED), status=201))
-
-    done = lorad("submit", job_file)
-
-    assert done.code == 0
-    assert [request.method for request in api.requests] == ["GET", "POST"]
-
-
-def test_a_faulty_job_file_uploads_nothing(api, lorad, job_file):
-    done = lorad("submit", job_file, "--set", "training.max_stps=20")
-
-    assert done.code == 2
-    assert "did you mean max_steps" in done.stderr
-    assert api.requests == []
-
-
-def test_a_lost_submit_is_sent_again_under_the_same_key(api, lorad, tmp_path):
-    path = tmp_path / "job.json"
-    path.write_text(json.dumps({"base_model": "tiny", "dataset": {"id": DATASET_ID}}))
-    job = make_job(JobState.QUEUED)
-    api.on("POST /jobs", Answer(job, status=201, breaks=True), Answer(job, status=201))
-
-    done = lorad("submit", str(path), "-o", "id")
-
-    assert (done.code, done.stdout) == (0, f"{JOB_ID}\n")
-    first, second = (request.headers["idempotency-key"] for request in api.requests)
-    assert first == second
-
-
-def test_a_dry_run_needs_no_api(lorad, job_file, monkeypatch):
-    monkeypatch.setenv("LORAD_API_URL", "http://127.0.0.1:9")
-
-    done = lorad("submit", job_file, "--dry-run")
-
-    assert done.code == 0
-    assert json.loads(done.stdout)["training"]["learning_rate"] == 2e-4
-
-
-@pytest.mark.parametrize("command", ["watch", "wait"])
-@pytest.mark.parametrize(
-    ("state", "code"),
-    [(JobState.SUCCEEDED, 0), (JobState.FAILED, 100), (JobState.CANCELLED, 103)],
-)
-def test_the_end_of_a_job_is_the_exit_code(api, lorad, command, state, code):
-    error = {"code": "x", "message": "it broke"} if state is JobState.FAILED else None
-    end = sse("complete", make_job(state, error=error))
-    api.on(f"GET /jobs/{JOB_ID}/stream", stream(sse("state", make_job()), step_message(4), end))
-
-    done = lorad(command, JOB_ID)
-
-    assert done.code == code
-    assert done.stdout == ""
-    assert f"is {state}" in done.stderr
-    assert ("it broke" in done.stderr) is (error is not None)
-
-
-def test_watch_shows_the_measurements(api, lorad):
-    end = sse("complete", make_job(JobState.SUCCEEDED))
-    api.on(f"GET /jobs/{JOB_ID}/stream", stream(sse("state", make_job()), step_message(4), end))
-
-    done = lorad("watch", JOB_ID)
-
-    assert "step 4/10  loss 2.5  grad 1  200 tok/s  ETA 0:03" in done.stderr
-
-
-def test_watch_leaves_a_paused_job(api, lorad):
-    paused = sse("state", make_job(JobState.PAUSED, state_reason="pause"))
-    api.on(f"GET /jobs/{JOB_ID}/stream", stream(paused))
-
-    done = lorad("watch", JOB_ID)
-
-    assert done.code == 0
-    assert f"lorad resume {JOB_ID}" in done.stderr
-
-
-@pytest.mark.parametrize("command", ["watch", "wait"])
-def test_a_timeout_is_code_124(api, lorad, command):
-    api.on(f"GET /jobs/{JOB_ID}/stream", stream(sse("state", make_job())))
-
-    done = lorad(command, JOB_ID, "--timeout", "0.3")
-
-    assert done.code == 124
-
-
-def test_ctrl_c_detaches(api, lorad, monkeypatch):
-    def interrupt(*_args, **_options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("app.cli.watch.follow", interrupt)
-
-    done = lorad("watch", JOB_ID)
-
-    assert done.code == 0
-    assert f"lorad watch {JOB_ID}" in done.stderr
 
 
 def test_resume_sends_step_and_changes(api, lorad):

@@ -2,43 +2,14 @@
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
 
+from tests.e2e.rows import ROWS, SLOW, spec
 from tests.fixtures.stack import Stack
 
 pytestmark = pytest.mark.services
-
-# Steps take at least this long, so that a test can act between two of them.
-SLOW = {"LORAD_FAILPOINTS": "trainer.step=sleep:0.15"}
-
-ROWS = [
-    {
-        "messages": [
-            {"role": "user", "content": f"What is {number} and one?"},
-            {"role": "assistant", "content": f"It is {number + 1}" + ", I think" * (number % 3)},
-        ]
-    }
-    for number in range(24)
-]
-
-
-def spec(stack: Stack, dataset: str, **training: Any) -> dict[str, Any]:
-    (model,) = (stack.home / "models").iterdir()
-    return {
-        "base_model": model.name,
-        "dataset": {"id": dataset},
-        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj"]},
-        "training": {
-            "max_steps": 20,
-            "save_steps": 5,
-            "save_total_limit": None,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-3,
-            **training,
-        },
-    }
 
 
 def finish(stack: Stack, job_id: str) -> tuple[list[float], bytes]:
@@ -96,7 +67,7 @@ def test_interrupted_runs_of_a_tiny_model_equal_the_uninterrupted_one(
 @pytest.mark.model
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_interrupted_runs_of_smollm2_equal_the_uninterrupted_one(
-    make_stack: Callable[..., Stack], smollm2, monkeypatch: pytest.MonkeyPatch
+    make_stack: Callable[..., Stack], smollm2: Path
 ):
     stack = make_stack("valkey", "api", **SLOW)
     (link,) = (stack.home / "models").iterdir()

@@ -1,7 +1,8 @@
 """LoRA adapters: which layers get one, and attaching them."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +53,7 @@ def attach(model: PreTrainedModel, spec: LoraSpec, *, seed: int, base_model: str
         bias="none",
     )
     # peft makes the matrices on the CPU, whatever the device of the layer.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft asks transformers for a flag under its old name, which is no concern of the user's.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with torch.random.fork_rng(devices=[]), without_peft_warnings():
         torch.manual_seed(seed)
         peft_model = get_peft_model(model, config)
     assert isinstance(peft_model, PeftModel)
@@ -101,6 +100,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
+
+
+@contextmanager
+def without_peft_warnings() -> Generator[None]:
+    """Hide that peft asks transformers for a flag under its old name; it concerns no user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def _shortest_names(model: nn.Module, layers: Sequence[str]) -> list[str]:

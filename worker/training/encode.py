@@ -164,9 +164,7 @@ class _Conversation:
         return text
 
 
-def _overlaps(
-    offsets: Sequence[tuple[int, int]], spans: tuple[tuple[int, int], ...]
-) -> np.ndarray:
+def _overlaps(offsets: Sequence[tuple[int, int]], spans: tuple[tuple[int, int], ...]) -> np.ndarray:
     """Mark the tokens that have a character in one of the spans.
 
     A token may begin in the prompt and end in the target, where the tokenizer merges characters

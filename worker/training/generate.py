@@ -11,6 +11,7 @@ from app.domain.errors import InvalidModel
 from app.domain.rows import Message
 from app.domain.tools import GenerateRequest, GenerateResult
 from worker.training import model
+from worker.training.adapters import without_peft_warnings
 
 
 def generate(request: GenerateRequest) -> GenerateResult:
@@ -39,11 +40,13 @@ def _load(request: GenerateRequest, device: torch.device) -> PreTrainedModel | P
     if request.adapter_folder is None:
         return base.eval()
     try:
-        return PeftModel.from_pretrained(base, request.adapter_folder, local_files_only=True).eval()
+        with without_peft_warnings():
+            adapted = PeftModel.from_pretrained(base, request.adapter_folder, local_files_only=True)
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InvalidModel(f"the adapter does not load on this model: {error}") from error
+    return adapted.eval()
 
 
 @torch.inference_mode()

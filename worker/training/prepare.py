@@ -2,6 +2,7 @@
 
 import torch
 from torch.utils import deterministic
+from transformers import PreTrainedModel
 
 from app.domain import failpoints
 from app.domain.runs import RunFile
@@ -82,9 +83,16 @@ def _load_adapted(run: RunFile, device: torch.device, dtype: torch.dtype) -> Ada
     base = model.load_model(run.model_folder, dtype=dtype, device=device)
     adapted = adapters.attach(base, spec.lora, seed=spec.seed, base_model=spec.base_model)
     if spec.training.gradient_checkpointing is True:
-        # Only now: with it on, peft would make the embeddings' output need a gradient as well.
-        adapted.base.gradient_checkpointing_enable({"use_reentrant": False})
+        _enable_checkpointing(adapted.base)
     return adapted
+
+
+def _enable_checkpointing(base: PreTrainedModel) -> None:
+    # transformers 5.2x renamed the method and warns about the old name.
+    enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    # It also makes the embeddings' output need a gradient, for the reentrant kind only.
+    base.disable_input_require_grads()
 
 
 def _plan(spec: JobSpec, *, num_rows: int) -> tuple[Sampler, Schedule]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tests.training_runs import Workplace
 from transformers import PreTrainedTokenizerBase
 
+from tests.training_runs import Workplace
 from worker import trainer
 
 # Before any test module imports peft by itself, which would pull bitsandbytes in.
