@@ -49,6 +49,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=importlib.metadata.version("lorad"),
         description=_DESCRIPTION,
         lifespan=_lifespan,
+        # The pages load scripts from elsewhere; the document itself is served at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.parts = parts
     errors.install(app)

@@ -159,6 +159,7 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
         # FastAPI wraps whatever stops the reading of a body, such as our limit of its size.
         return _on_lorad_error(request, error.__cause__)
     messages = {
+        400: f"the body cannot be read; send what /docs says ({error.detail})",
         404: f"there is nothing at {request.url.path}",
         405: f"{request.method} is not possible at {request.url.path}",
     }
@@ -184,7 +185,9 @@ def problem_of(error: dict[str, Any]) -> Problem:
     if error["type"] == "json_invalid":
         message = f"the body is not valid JSON: {context.get('error', 'it cannot be read')}"
         return Problem(message=message, param=None, code="invalid_json")
-    if error["type"] == "missing":
+    if param is None and error["type"] in ("model_attributes_type", "model_type"):
+        message = "the body must be a JSON object, sent with content-type: application/json"
+    elif error["type"] == "missing":
         message = f"{param or 'the body'} is missing"
     else:
         message = error["msg"] if "key" in context else f"{param or 'the body'}: {error['msg']}"

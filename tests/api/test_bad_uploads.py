@@ -1,0 +1,185 @@
+"""A file that cannot be trained on is refused by line, and nothing of it stays behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.domain.rows import MAX_LINE_BYTES
+from tests.api.answers import refusal
+
+GOOD = b'{"prompt": "a", "completion": "b"}\n'
+LONG = b'{"text": "' + b"x" * MAX_LINE_BYTES + b'"}\n'
+
+
+def chat(*messages: dict[str, str]) -> bytes:
+    return json.dumps({"messages": messages}).encode() + b"\n"
+
+
+FILES: dict[str, tuple[bytes, list[str]]] = {
+    "empty": (b"", ["the file is empty", "at least one JSON line"]),
+    "only blank lines": (b"\n\n  \n", ["the file is empty"]),
+    "not UTF-8": (GOOD + b'{"text": "\xff"}\n', ["line 2", "not UTF-8", "save the file as UTF-8"]),
+    "UTF-16": ('{"text": "a"}\n'.encode("utf-16"), ["line 1", "not UTF-8"]),
+    "bad JSON": (GOOD * 2 + b"{oops}\n", ["line 3", "not valid JSON"]),
+    "no object": (GOOD + b"[]\n", ["line 2", "expected a JSON object, got list"]),
+    "a line over the cap": (GOOD + LONG, ["line 2", "longer than", "split the row"]),
+    "a message without role": (
+        chat({"content": "hi"}, {"role": "assistant", "content": "b"}),
+        ["line 1", "messages[0] has no role", "give one of"],
+    ),
+    "no assistant turn": (
+        GOOD + chat({"role": "user", "content": "hi"}),
+        ["line 2", "no assistant turn"],
+    ),
+    "two formats": (GOOD + b'{"text": "a"}\n', ["several formats", "text from line 2"]),
+    "unknown keys": (b'{"question": "a"}\n', ["line 1", "keys found: question"]),
+    "deep": (b"[" * 100_000 + b"\n", ["line 1", "not valid JSON"]),
+    "half a character": (b'{"text": "\\ud800"}\n', ["line 1", "surrogate"]),
+}
+
+
+def upload(client: TestClient, content: bytes, name: str = "rows.jsonl", **form: str):
+    return client.post("/datasets", files={"file": (name, content)}, data=form)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_with_an_unusable_line_is_refused_whole(
+    client: TestClient, home: Path, name: str
+):
+    content, words = FILES[name]
+
+    error = refusal(upload(client, content), 422)
+
+    assert (error["param"], error["code"]) == ("file", "invalid_dataset")
+    assert [word for word in words if word not in error["message"]] == []
+    assert client.get("/datasets").json()["data"] == []
+    assert list((home / "datasets").iterdir()) == []
+
+
+def test_of_many_bad_lines_the_first_ones_are_named(client: TestClient):
+    error = refusal(upload(client, b"{\n" * 50), 422)
+
+    assert "line 1:" in error["message"]
+    assert "line 10:" in error["message"]
+    assert "and more" in error["message"]
+    assert "line 12:" not in error["message"]
+
+
+def test_an_upload_over_the_cap_is_refused_announced_or_not(
+    make_client: Callable[..., TestClient], home: Path
+):
+    client = make_client(max_upload_bytes=4096)
+    head = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    body = head + GOOD * 4000 + b"\r\n--b--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+
+    file = upload(client, GOOD * 200)
+    announced = client.post("/datasets", content=body, headers=headers)
+    pieces = iter([body[at : at + 10_000] for at in range(0, len(body), 10_000)])
+    chunked = client.post("/datasets", content=pieces, headers=headers)
+
+    assert "LORAD_MAX_UPLOAD_BYTES" in refusal(file, 413)["message"]
+    for answer in (announced, chunked):
+        assert "larger than" in refusal(answer, 413)["message"]
+    assert client.get("/datasets").json()["data"] == []
+    assert not any((home / "datasets").glob("*"))
+    assert upload(client, GOOD).status_code == 201
+
+
+FORMS: dict[str, tuple[bytes, str, int]] = {
+    "no file": (b'--b\r\ncontent-disposition: form-data; name="name"\r\n\r\na\r\n--b--\r\n', "b", 422),
+    "file as text": (
+        b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\na\r\n--b--\r\n',
+        "b",
+        422,
+    ),
+    "cut": (b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n{', "b", 422),
+    "no boundary": (b"x", "", 400),
+    "nothing": (b"", "b", 422),
+}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_without_a_file_is_refused(client: TestClient, name: str):
+    content, boundary, status = FORMS[name]
+    kind = "multipart/form-data" + (f"; boundary={boundary}" if boundary else "")
+
+    answer = client.post("/datasets", content=content, headers={"content-type": kind})
+
+    refusal(answer, status)
+    assert client.get("/datasets").json()["data"] == []
+
+
+def test_a_json_body_is_told_to_be_a_form(client: TestClient):
+    error = refusal(client.post("/datasets", json={"path": "/data/rows.jsonl"}), 422)
+
+    assert error["param"] == "file"
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    client: TestClient, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LORAD_FAILPOINTS", "dataset.fsync=raise:ENOSPC")
+    refused = upload(client, GOOD)
+    monkeypatch.delenv("LORAD_FAILPOINTS")
+
+    error = refusal(refused, 503)
+
+    assert "No space left on device" in error["message"]
+    assert list((home / "datasets").iterdir()) == []
+    assert upload(client, GOOD).status_code == 201
+
+
+@pytest.mark.parametrize("filename", ["../../etc/passwd", "a\0b.jsonl", "/", "..", "x" * 400, "日"])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_file_name_is_a_label_and_no_path(client: TestClient, home: Path, filename: str):
+    answer = upload(client, GOOD, filename)
+
+    assert answer.status_code == 201
+    dataset = answer.json()
+    assert "/" not in dataset["filename"]
+    assert 0 < len(dataset["filename"]) <= 255
+    assert [path.name for path in (home / "datasets").iterdir()] == [dataset["id"]]
+
+
+def test_a_name_that_no_database_can_store_is_refused(client: TestClient, home: Path):
+    error = refusal(upload(client, GOOD, name="a\0b"), 422)
+
+    assert error["param"] == "name"
+    assert client.get("/datasets").json()["data"] == []
+
+
+def test_an_upload_is_stored_with_what_was_found(client: TestClient, home: Path):
+    answer = upload(client, b"\xef\xbb\xbf" + GOOD + b"\n" + GOOD, name="mine")
+
+    dataset = answer.json()
+    assert answer.status_code == 201
+    assert (dataset["name"], dataset["num_rows"]) == ("mine", 2)
+    assert dataset["format"] == "prompt-completion"
+    assert client.get(f"/datasets/{dataset['id']}").json() == dataset
+    assert client.get("/datasets").json()["data"] == [dataset]
+    stored = (home / "datasets" / dataset["id"] / "data.jsonl").read_bytes()
+    assert len(stored) == dataset["bytes"]
+
+
+def test_a_data_set_is_deleted_with_its_files_unless_a_job_has_it(
+    client: TestClient, spec: dict[str, object], home: Path
+):
+    used = client.get("/datasets").json()["data"][0]["id"]
+    job = client.post("/jobs", json=spec).json()["id"]
+    free = upload(client, GOOD).json()["id"]
+
+    refused = client.delete(f"/datasets/{used}")
+    deleted = client.delete(f"/datasets/{free}")
+
+    error = refusal(refused, 409)
+    assert job in error["message"]
+    assert error["code"] == "in_use"
+    assert deleted.json() == {"id": free, "object": "dataset", "deleted": True}
+    assert [path.name for path in (home / "datasets").iterdir()] == [used]
+    refusal(client.get(f"/datasets/{free}"), 404)
