@@ -87,6 +87,8 @@ def require_keys(db: Database, settings: Settings) -> None:
         has_keys = keys.any_active(db)
     except LoradError as error:
         raise StartupError(f"cannot look for API keys: {error.message}") from error
+    finally:
+        db.close()  # whether this process goes on or not, a look at start needs no open connection
     if not has_keys:
         raise StartupError(
             f"refusing to listen on {settings.host} without API keys; "

@@ -234,7 +234,12 @@ class TrainerProcess:
         self._writer = -1
 
     def wait(self, seconds: float = 120) -> Attempt:
-        exit_code = self._process.wait(seconds)
+        try:
+            exit_code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # a trainer that should have ended must not outlive its test
+            self._process.wait()
+            raise
         if self._writer >= 0:
             self.hang_up()
         return Attempt.of(self.run, exit_code)
@@ -247,6 +252,7 @@ class TrainerProcess:
                 return
             assert self._process.poll() is None, self.log()
             deadline.wait(0.01)
+        self._process.kill()
         raise AssertionError(f"step {step} was not reached in {seconds} s")
 
     def log(self) -> str:

@@ -22,7 +22,10 @@ router = APIRouter(tags=["catalog"])
 class Health(BaseModel):
     """Whether the process lives."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     status: Literal["ok"] = "ok"
+    """Always `ok`."""
 
 
 class Readiness(BaseModel):
@@ -58,7 +61,7 @@ def list_workers(db: Db, config: Config) -> Page[Worker]:
     return Page(data=list(catalog.list_workers(db, config)), has_more=False)
 
 
-@router.get("/healthz", responses={400: answers()[400]})
+@router.get("/healthz", responses={each: answers()[each] for each in (400, 413)})
 def healthz() -> Health:
     """Tell that the process lives; needs no key."""
     return Health()

@@ -43,7 +43,9 @@ def upload_dataset(
 
 
 @router.get("", responses=answers(422))
-def list_datasets(db: Db, project: Project, after: DatasetAfter, limit: Limit = 20) -> Page[Dataset]:
+def list_datasets(
+    db: Db, project: Project, after: DatasetAfter, limit: Limit = 20
+) -> Page[Dataset]:
     """List data sets, newest first."""
     return page_of(datasets.page(db, project, after=after, limit=limit + 1), limit)
 

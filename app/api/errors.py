@@ -86,6 +86,18 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def answers_beside_text(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Do what `answers` does for a route whose own answer is not JSON but whose errors are."""
+    schema = {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"}
+    return {
+        status: {
+            "description": answer["description"],
+            "content": {"application/json": {"schema": schema}},
+        }
+        for status, answer in answers(*statuses).items()
+    }
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app an envelope."""
     app.add_exception_handler(errors.LoradError, _on_lorad_error)

@@ -18,8 +18,8 @@ from app.api.deps import (
     Project,
     Reach,
 )
-from app.api.errors import answers
-from app.api.schemas import Deleted, Page, page_of
+from app.api.errors import answers, answers_beside_text
+from app.api.schemas import Deleted, Page, page_of, page_of_steps
 from app.domain.jobs import Job, JobEvent, JobState
 from app.domain.metrics import StepMetrics
 from app.domain.spec import JobSpec
@@ -98,8 +98,10 @@ def list_metrics(
     job_id: JobId,
     db: Db,
     project: Project,
-    after_step: Annotated[int, Query(ge=0, le=MAX_INT32, description="Only steps past this one.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="Most items in the answer.")] = 1000,
+    after_step: Annotated[
+        int, Query(ge=0, le=MAX_INT32, description="Only steps past this one.")
+    ] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Most steps in the answer.")] = 1000,
     include: Include = None,
 ) -> Page[StepMetrics]:
     """List step metrics in the order of their steps."""
@@ -111,7 +113,7 @@ def list_metrics(
         limit=limit + 1,
         superseded=include == "superseded",
     )
-    return page_of(found, limit)
+    return page_of_steps(found, limit)
 
 
 @router.get("/{job_id}/events", responses=answers(404, 422))
@@ -119,7 +121,9 @@ def list_events(
     job_id: JobId,
     db: Db,
     project: Project,
-    after: Annotated[int, Query(ge=0, le=MAX_INT64, description="Only events past this number.")] = 0,
+    after: Annotated[
+        int, Query(ge=0, le=MAX_INT64, description="Only events past this number.")
+    ] = 0,
     limit: Limit = 100,
 ) -> Page[JobEvent]:
     """List what happened to a job, oldest first."""
@@ -127,7 +131,9 @@ def list_events(
     return page_of(found, limit)
 
 
-@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=answers(404, 422))
+@router.get(
+    "/{job_id}/logs", response_class=PlainTextResponse, responses=answers_beside_text(404, 422)
+)
 def get_logs(
     job_id: JobId,
     db: Db,
@@ -137,9 +143,7 @@ def get_logs(
         int | None,
         Query(ge=1, le=MAX_INT32, description="Attempt; the newest when not given."),
     ] = None,
-    offset: Annotated[
-        int, Query(ge=0, le=MAX_INT64, description="Where to start, in bytes.")
-    ] = 0,
+    offset: Annotated[int, Query(ge=0, le=MAX_INT64, description="Where to start, in bytes.")] = 0,
 ) -> Response:
     """Show what the trainer of an attempt printed; `x-next-offset` is where to go on."""
     piece = output.read(db, config, project, job_id, attempt=attempt, offset=offset)

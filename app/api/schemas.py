@@ -5,13 +5,18 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from app.domain.metrics import StepMetrics
+
 Item = TypeVar("Item")
 
 
 class Page(BaseModel, Generic[Item]):
     """A part of a list."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    # Pydantic does not hand the docstring on to `Page[Job]` and its like.
+    model_config = ConfigDict(
+        use_attribute_docstrings=True, json_schema_extra={"description": "A part of a list."}
+    )
 
     object: Literal["list"] = "list"
     """Always `list`."""
@@ -32,6 +37,13 @@ class Deleted(BaseModel):
     """Kind of what was deleted."""
     deleted: Literal[True] = True
     """Always true."""
+
+
+def page_of_steps(items: Sequence[StepMetrics], limit: int) -> Page[StepMetrics]:
+    """Make a page of up to `limit` steps from a query for one more; a step is never divided."""
+    steps = sorted({item.step for item in items})
+    kept = [item for item in items if len(steps) <= limit or item.step < steps[limit]]
+    return Page(data=kept, has_more=len(steps) > limit)
 
 
 def page_of(items: Sequence[Item], limit: int) -> Page[Item]:

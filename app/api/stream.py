@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.deps import JobId, Parts, Project
-from app.api.errors import answers
+from app.api.errors import answers_beside_text
 from app.domain.errors import InvalidInput, NotFound, Unavailable
 from app.domain.jobs import Job
 from app.services import jobs, metrics
@@ -52,7 +52,9 @@ def _streamable(job_id: JobId, project: Project, request: Request) -> Job:
     return jobs.get(parts.db, parts.settings, project, job_id)
 
 
-@router.get("/{job_id}/stream", response_class=EventSourceResponse, responses=answers(404, 422))
+@router.get(
+    "/{job_id}/stream", response_class=EventSourceResponse, responses=answers_beside_text(404, 422)
+)
 async def stream_job(
     request: Request,
     job: Annotated[Job, Depends(_streamable)],

@@ -3,13 +3,14 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from app.cli import local
 from app.db import migrate
 from app.db.engine import Database
 from app.db.keys import ApiKey
-from app.domain.errors import StartupError, Unavailable
+from app.domain.errors import InvalidInput, StartupError, Unavailable
 from app.services import keys
 from app.settings import Settings
 
@@ -18,8 +19,10 @@ def upgrade(settings: Settings) -> None:
     """Bring the database to the schema of this version.
 
     Raises:
+        InvalidInput: Its URL is not one of a database that lorad knows.
         Unavailable: It cannot be reached.
     """
+    _require_known(settings.sqlalchemy_url)
     if settings.database_url is None:
         local.prepare_home(settings.home)
     try:
@@ -62,6 +65,20 @@ def require_key_unless_loopback(settings: Settings) -> None:
                 f" --home {settings.home}",
                 param="--host",
             )
+
+
+def _require_known(url: str) -> None:
+    try:
+        is_known = make_url(url).get_backend_name() in ("sqlite", "postgresql")
+    except ArgumentError:
+        is_known = False
+    if not is_known:
+        # The URL may hold a password, so it is not repeated.
+        raise InvalidInput(
+            "LORAD_DATABASE_URL is no URL of SQLite or PostgreSQL; they look like "
+            "sqlite:////folder/lorad.db and postgresql+psycopg://user:password@host/name",
+            param="LORAD_DATABASE_URL",
+        )
 
 
 @contextmanager

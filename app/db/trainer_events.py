@@ -65,15 +65,25 @@ def high_water(session: Session, job_id: str, attempt: int) -> int:
 def metrics(
     session: Session, job_id: str, *, after_step: int, limit: int, superseded: bool
 ) -> Sequence[StepMetrics]:
-    """Return step metrics in the order of their steps, left branches only on demand."""
-    query = select(TrainerEventRow).where(
+    """Return the metrics of `limit` steps in their order, left branches only on demand.
+
+    With left branches a step may have several rows; a page never ends between them, because the
+    next one starts behind the step.
+    """
+    conditions = [
         TrainerEventRow.job_id == job_id,
         TrainerEventRow.kind == "step",
         TrainerEventRow.step > after_step,
-    )
-    if not superseded:
-        query = query.where(TrainerEventRow.superseded.is_(False))
-    query = query.order_by(TrainerEventRow.step, TrainerEventRow.fence).limit(limit)
+    ]
+    if superseded:
+        step = TrainerEventRow.step
+        covered = select(step).where(*conditions).distinct().order_by(step).limit(limit)
+        conditions.append(step.in_(select(covered.subquery().c.step)))
+        query = select(TrainerEventRow).where(*conditions)
+    else:
+        conditions.append(TrainerEventRow.superseded.is_(False))
+        query = select(TrainerEventRow).where(*conditions).limit(limit)
+    query = query.order_by(TrainerEventRow.step, TrainerEventRow.fence)
     return [_metrics(row) for row in session.scalars(query)]
 
 

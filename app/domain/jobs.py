@@ -11,6 +11,8 @@ from app.domain.spec import JobSpec
 
 
 class JobState(StrEnum):
+    """Where a job is on its way from the queue to its end."""
+
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field
 
 RowFormat = Literal["chat", "prompt-completion", "text"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -32,8 +34,10 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    role: str
-    content: str
+    """One turn of a conversation."""
+
+    role: Annotated[str, Field(description="system, developer, user, assistant or tool.")]
+    content: Annotated[str, Field(description="Text of the turn.")]
 
 
 @dataclass(frozen=True)

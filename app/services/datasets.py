@@ -59,9 +59,7 @@ def upload(
     dataset_id = ids.new("ds")
     final = settings.datasets_folder / dataset_id
     report = _write_files(source, final, max_bytes=settings.max_upload_bytes)
-    insert = partial(
-        _insert, db, project_id, dataset_id, name, filename, report, idempotency_key
-    )
+    insert = partial(_insert, db, project_id, dataset_id, name, filename, report, idempotency_key)
     try:
         try:
             dataset = insert()

@@ -14,7 +14,7 @@ _REPLAY_ROWS = 500
 def of_job(
     db: Database, project_id: str, job_id: str, *, after_step: int, limit: int, superseded: bool
 ) -> Sequence[StepMetrics]:
-    """Return step metrics in order: one per logged step of the current branch."""
+    """Return the metrics of up to `limit` steps: one each on the current branch."""
     with db.read() as session:
         jobs.require(session, project_id, job_id)
         return event_queries.metrics(

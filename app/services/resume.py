@@ -92,9 +92,7 @@ def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
         first = error.errors()[0]
         key = first.get("ctx", {}).get("key") or ".".join(map(str, first["loc"]))
         message = first["msg"] if "key" in first.get("ctx", {}) else f"{key}: {first['msg']}"
-        raise InvalidInput(
-            message, param=f"training.{key}", code=_code(first["type"])
-        ) from error
+        raise InvalidInput(message, param=f"training.{key}", code=_code(first["type"])) from error
     return spec.model_copy(update={"training": training})
 
 

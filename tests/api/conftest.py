@@ -6,22 +6,20 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
 from tests.services.driver import Driver
-from tests.services.place import database, driver, home, outside, settings
+from tests.services.place import database, driver, home, outside, settings, tmp_path
 
-__all__ = ["database", "driver", "home", "outside", "settings"]
+__all__ = ["database", "driver", "home", "outside", "settings", "tmp_path"]
 
 
 class Undeclared:
     """Collects answers whose status the API document does not name for their operation."""
 
-    def __init__(self, app: FastAPI) -> None:
-        paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    def __init__(self, paths: dict[str, dict[str, Any]]) -> None:
         order = sorted(paths, key=lambda path: path.count("{"))
         self._paths = [(re.compile(re.sub(r"{\w+}", "[^/]+", path)), paths[path]) for path in order]
         self.found: list[str] = []
@@ -36,14 +34,23 @@ class Undeclared:
                 return
 
 
+@pytest.fixture(scope="session")
+def documented(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Paths of the API document, which takes long to make."""
+    app = create_app(Settings(home=tmp_path_factory.mktemp("document")))
+    return app.openapi()["paths"]
+
+
 @pytest.fixture
-def make_client(settings: Settings) -> Iterator[Callable[..., TestClient]]:
+def make_client(
+    settings: Settings, documented: dict[str, dict[str, Any]]
+) -> Iterator[Callable[..., TestClient]]:
     """Return a function that starts the API with changed settings."""
     clients: list[tuple[TestClient, Undeclared]] = []
 
     def make(**changes: Any) -> TestClient:
         app = create_app(settings.model_copy(update=changes))
-        undeclared = Undeclared(app)
+        undeclared = Undeclared(documented)
         client = TestClient(app, base_url="http://127.0.0.1:8000")
         client.event_hooks = {"response": [undeclared.look]}
         clients.append((client.__enter__(), undeclared))

@@ -217,9 +217,7 @@ def test_a_number_that_is_none_is_refused_by_field(
 
 
 def test_json_of_another_type_is_told_to_come_as_json(client: TestClient, spec: dict[str, Any]):
-    answer = client.post(
-        "/jobs", content=json.dumps(spec), headers={"content-type": "text/plain"}
-    )
+    answer = client.post("/jobs", content=json.dumps(spec), headers={"content-type": "text/plain"})
 
     assert "application/json" in refusal(answer, 422)["message"]
 

@@ -3,6 +3,7 @@
 import pytest
 from fastapi.testclient import TestClient
 
+from app.domain.jobs import JobState
 from tests.api.answers import refusal
 from tests.services.driver import Driver
 
@@ -84,7 +85,7 @@ def test_a_parameter_out_of_range_is_refused_by_name(
 
 
 def test_the_largest_numbers_that_are_allowed_find_nothing(client: TestClient, driver: Driver):
-    job_id, _ = driver.in_state(driver.job(driver.submit()).state)
+    job_id, _ = driver.in_state(JobState.RUNNING)
     largest = {
         "/metrics": {"after_step": 2**31 - 1},
         "/events": {"after": 2**63 - 1},
@@ -112,7 +113,9 @@ def test_a_cursor_of_another_list_is_refused(client: TestClient, driver: Driver)
     assert refusal(answer, 422)["code"] == "invalid_cursor"
 
 
-@pytest.mark.parametrize("cursor", ["x", "1", "1-", "-1", "1-2-3", "1-2\t3", "a-b", "9" * 40 + "-1"])
+@pytest.mark.parametrize(
+    "cursor", ["x", "1", "1-", "-1", "1-2-3", "1-2\t3", "a-b", "9" * 40 + "-1"]
+)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_broken_last_event_id_is_refused_before_the_stream_starts(
     client: TestClient, driver: Driver, cursor: str

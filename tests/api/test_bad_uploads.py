@@ -47,9 +47,7 @@ def upload(client: TestClient, content: bytes, name: str = "rows.jsonl", **form:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_with_an_unusable_line_is_refused_whole(
-    client: TestClient, home: Path, name: str
-):
+def test_a_file_with_an_unusable_line_is_refused_whole(client: TestClient, home: Path, name: str):
     content, words = FILES[name]
 
     error = refusal(upload(client, content), 422)
@@ -91,13 +89,17 @@ def test_an_upload_over_the_cap_is_refused_announced_or_not(
 
 
 FORMS: dict[str, tuple[bytes, str, int]] = {
-    "no file": (b'--b\r\ncontent-disposition: form-data; name="name"\r\n\r\na\r\n--b--\r\n', "b", 422),
+    "no file": (
+        b'--b\r\ncontent-disposition: form-data; name="name"\r\n\r\na\r\n--b--\r\n',
+        "b",
+        422,
+    ),
     "file as text": (
         b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\na\r\n--b--\r\n',
         "b",
         422,
     ),
-    "cut": (b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n{', "b", 422),
+    "cut": (b'--b\r\ncontent-disposition: form-data; name="name"\r\n\r\na', "b", 422),
     "no boundary": (b"x", "", 400),
     "nothing": (b"", "b", 422),
 }
@@ -148,7 +150,13 @@ def test_a_file_name_is_a_label_and_no_path(client: TestClient, home: Path, file
 
 
 def test_a_name_that_no_database_can_store_is_refused(client: TestClient, home: Path):
-    error = refusal(upload(client, GOOD, name="a\0b"), 422)
+    field = b'--b\r\ncontent-disposition: form-data; name="name"\r\n\r\na\0b\r\n'
+    file = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + GOOD
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+
+    answer = client.post("/datasets", content=field + file + b"\r\n--b--\r\n", headers=headers)
+
+    error = refusal(answer, 422)
 
     assert error["param"] == "name"
     assert client.get("/datasets").json()["data"] == []

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 
 from app.db.engine import Database
 from app.domain.errors import StartupError
+from app.domain.jobs import JobState
 from app.main import create_app
 from app.services import keys
 from app.settings import Settings
@@ -98,7 +99,9 @@ def test_the_secret_itself_is_stored_nowhere(driver: Driver, secret: str):
     assert secret.split("_")[2] not in repr(rows)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "", "127.0.0.1.evil", "[::2]"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "", "127.0.0.1.evil", "[::2]"]
+)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_foreign_host_header_is_refused_everywhere(client: TestClient, host: str):
     for path in ("/jobs", "/healthz", "/docs"):
@@ -109,9 +112,7 @@ def test_a_foreign_host_header_is_refused_everywhere(client: TestClient, host: s
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:9", "[::1]:8000", "lorad.example"])
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_loopback_and_allowed_hosts_are_served(
-    make_client: Callable[..., TestClient], host: str
-):
+def test_loopback_and_allowed_hosts_are_served(make_client: Callable[..., TestClient], host: str):
     client = make_client(allowed_hosts="other.example, Lorad.example")
 
     assert client.get("/jobs", headers={"host": host}).status_code == 200
@@ -144,7 +145,7 @@ def test_a_request_that_did_not_come_by_loopback_needs_a_key(
 
 def test_a_job_of_another_project_is_not_there(client: TestClient, driver: Driver):
     driver.sql("INSERT INTO projects VALUES ('other', 'other', CURRENT_TIMESTAMP)")
-    job_id, _ = driver.in_state(driver.job(driver.submit()).state)
+    job_id, _ = driver.in_state(JobState.RUNNING)
     driver.sql("UPDATE jobs SET project_id = 'other'")
     driver.sql("UPDATE datasets SET project_id = 'other'")
 

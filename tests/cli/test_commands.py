@@ -278,3 +278,30 @@ def test_keys_are_created_listed_and_revoked(lorad, tmp_path):
     assert lorad("keys", "revoke", listed[0]["id"], *home).code == 0
     assert "revoked" in lorad("keys", "list", *home).stdout
     assert lorad("keys", "revoke", "absent", *home).code == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("secret", 2),
+        ("mysql://user:secret@host/name", 2),
+        ("postgresql+psycopg://user:secret@127.0.0.1:9/name", 5),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_without_its_password(
+    lorad, monkeypatch, url, code
+):
+    monkeypatch.setenv("LORAD_DATABASE_URL", url)
+
+    done = lorad("migrate")
+
+    assert done.code == code
+    assert "LORAD_DATABASE_URL" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_migrating_twice_changes_nothing(lorad, tmp_path):
+    home = str(tmp_path / "home")
+
+    assert [lorad("migrate", "--home", home).code for _ in range(2)] == [0, 0]
+    assert (tmp_path / "home" / "lorad.db").is_file()

@@ -1,5 +1,5 @@
 """Fixtures of these tests; they are made in tests/services/place.py."""
 
-from tests.services.place import database, driver, home, outside, settings
+from tests.services.place import database, driver, home, outside, settings, tmp_path
 
-__all__ = ["database", "driver", "home", "outside", "settings"]
+__all__ = ["database", "driver", "home", "outside", "settings", "tmp_path"]

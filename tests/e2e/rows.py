@@ -4,9 +4,6 @@ from typing import Any
 
 from tests.fixtures.stack import Stack
 
-# Steps take at least this long, so that a test can act between two of them.
-SLOW = {"LORAD_FAILPOINTS": "trainer.step=sleep:0.15"}
-
 ROWS = [
     {
         "messages": [

@@ -6,22 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.rows import ROWS, SLOW, spec
-from tests.fixtures.stack import Stack
+from tests.e2e.conftest import Outcome, outcome
+from tests.e2e.rows import submitted
+from tests.fixtures.stack import SLOW_STEPS, Stack
 
 pytestmark = pytest.mark.services
+on_sqlite = pytest.mark.parametrize("shared_stack", ["sqlite"], indirect=True)
 
 
-def finish(stack: Stack, job_id: str) -> tuple[list[float], bytes]:
-    """Wait for a job and return its losses and the bytes of its final adapter."""
-    stack.wait_for_state(job_id, "succeeded", seconds=120)
-    metrics = stack.metrics(job_id)
-    assert [each["step"] for each in metrics] == list(range(1, 21))
-    return [each["loss"] for each in metrics], stack.adapter(job_id)
-
-
-def paused_after_10(stack: Stack, dataset: str) -> str:
-    job_id = stack.submit(spec(stack, dataset))
+def paused_after_10(stack: Stack) -> str:
+    job_id = submitted(stack)
     stack.wait_for_step(job_id, 10)
     assert stack.post(job_id, "pause").status_code == 200
     paused = stack.wait_for_state(job_id, "paused")
@@ -30,8 +24,8 @@ def paused_after_10(stack: Stack, dataset: str) -> str:
     return job_id
 
 
-def cancelled_at_12_resumed_from_5_killed_at_7(stack: Stack, dataset: str) -> str:
-    job_id = stack.submit(spec(stack, dataset))
+def cancelled_at_12_resumed_from_5_killed_at_7(stack: Stack) -> str:
+    job_id = submitted(stack)
     stack.wait_for_step(job_id, 12)
     assert stack.post(job_id, "cancel").status_code == 200
     stack.wait_for_state(job_id, "cancelled")
@@ -43,44 +37,37 @@ def cancelled_at_12_resumed_from_5_killed_at_7(stack: Stack, dataset: str) -> st
     return job_id
 
 
-def require_equal_runs(stack: Stack) -> None:
-    dataset = stack.upload(ROWS)
-    losses, adapter = finish(stack, stack.submit(spec(stack, dataset)))
+def require_equal_runs(stack: Stack, golden: Outcome) -> None:
+    paused = paused_after_10(stack)
+    assert outcome(stack, paused) == golden
 
-    paused = paused_after_10(stack, dataset)
-    assert finish(stack, paused) == (losses, adapter)
-
-    killed = cancelled_at_12_resumed_from_5_killed_at_7(stack, dataset)
-    assert finish(stack, killed) == (losses, adapter)
+    killed = cancelled_at_12_resumed_from_5_killed_at_7(stack)
+    assert outcome(stack, killed) == golden
     starts = [each["message"] for each in stack.events(killed) if each["to_state"] == "running"]
     assert starts == [f"training from step {step}" for step in (0, 5, 5)]
     left = stack.http.get(f"/jobs/{killed}/checkpoints?include=superseded").json()["data"]
     assert {each["step"] for each in left if each["superseded"]} >= {10}
 
 
-def test_interrupted_runs_of_a_tiny_model_equal_the_uninterrupted_one(
-    make_stack: Callable[..., Stack],
-):
-    require_equal_runs(make_stack(**SLOW))
+def test_interrupted_runs_equal_the_uninterrupted_one(stack: Stack, golden: Outcome):
+    require_equal_runs(stack, golden)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_interrupted_runs_of_smollm2_equal_the_uninterrupted_one(
     make_stack: Callable[..., Stack], smollm2: Path
 ):
-    stack = make_stack("valkey", "api", **SLOW)
+    stack = make_stack(**SLOW_STEPS)
     (link,) = (stack.home / "models").iterdir()
     link.unlink()
     (stack.home / "models" / smollm2.name).symlink_to(smollm2)
-    stack.start("worker")
 
-    require_equal_runs(stack)
+    require_equal_runs(stack, outcome(stack, submitted(stack)))
 
 
+@on_sqlite
 def test_a_job_extended_after_it_succeeded_goes_on_from_its_last_checkpoint(stack: Stack):
-    dataset = stack.upload(ROWS)
-    job_id = stack.submit(spec(stack, dataset, max_steps=6))
+    job_id = submitted(stack, max_steps=6)
     stack.wait_for_state(job_id, "succeeded")
 
     refused = stack.post(job_id, "resume")
@@ -95,41 +82,44 @@ def test_a_job_extended_after_it_succeeded_goes_on_from_its_last_checkpoint(stac
     assert "schedule_changed" in {each["type"] for each in stack.events(job_id)}
 
 
-def test_a_corrupt_newest_checkpoint_is_passed_over_with_an_event(
-    make_stack: Callable[..., Stack],
-):
-    stack = make_stack(**SLOW)
-    job_id = stack.submit(spec(stack, stack.upload(ROWS)))
+@on_sqlite
+def test_a_corrupt_newest_checkpoint_is_passed_over_with_an_event(stack: Stack, golden: Outcome):
+    job_id = submitted(stack)
     stack.wait_for_step(job_id, 11)
     stack.post(job_id, "cancel")
     stack.wait_for_state(job_id, "cancelled")
-    newest = stack.home / f"jobs/{job_id}/attempts/1/checkpoint-10/optimizer.safetensors"
-    content = bytearray(newest.read_bytes())
+    newest = stack.http.get(f"/jobs/{job_id}/checkpoints/latest").json()["step"]
+    folder = stack.home / f"jobs/{job_id}/attempts/1/checkpoint-{newest}"
+    content = bytearray((folder / "optimizer.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
+    (folder / "optimizer.safetensors").write_bytes(content)
 
-    named = stack.post(job_id, "resume", {"checkpoint": 10})
+    named = stack.post(job_id, "resume", {"checkpoint": newest})
     latest = stack.post(job_id, "resume")
 
     assert named.status_code == 409
     assert "optimizer.safetensors" in named.json()["error"]["message"]
     assert latest.status_code == 200
-    stack.wait_for_state(job_id, "succeeded")
+    assert outcome(stack, job_id) == golden
     assert "checkpoint_corrupt" in {each["type"] for each in stack.events(job_id)}
     starts = [each["message"] for each in stack.events(job_id) if each["to_state"] == "running"]
-    assert starts == ["training from step 0", "training from step 5"]
+    assert starts == ["training from step 0", f"training from step {newest - 5}"]
 
 
-def test_save_total_limit_keeps_the_newest_and_the_pinned(make_stack: Callable[..., Stack]):
-    stack = make_stack(**SLOW)
-    job_id = stack.submit(spec(stack, stack.upload(ROWS), save_steps=2, save_total_limit=2))
-    stack.wait_for_step(job_id, 4)
+@on_sqlite
+def test_save_total_limit_keeps_the_newest_and_the_pinned(stack: Stack):
+    job_id = submitted(stack, max_steps=12, save_steps=2, save_total_limit=2)
+    stack.wait_for_step(job_id, 3)
+    stack.wait_until(
+        lambda: stack.http.get(f"/jobs/{job_id}/checkpoints/2").status_code == 200,
+        what="the first checkpoint",
+    )
     pinned = stack.http.post(f"/jobs/{job_id}/checkpoints/2/pin").json()
 
     stack.wait_for_state(job_id, "succeeded")
 
     assert pinned["pinned"]
     kept = stack.http.get(f"/jobs/{job_id}/checkpoints").json()["data"]
-    assert [each["step"] for each in kept] == [2, 18, 20]
+    assert [each["step"] for each in kept] == [2, 10, 12]
     folders = {path.name for path in stack.home.glob(f"jobs/{job_id}/attempts/1/checkpoint-*")}
-    assert folders == {"checkpoint-2", "checkpoint-18", "checkpoint-20"}
+    assert folders == {"checkpoint-2", "checkpoint-10", "checkpoint-12"}

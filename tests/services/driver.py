@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,7 @@ class Driver:
     def succeed(self, run: Claimed, step: int = TOTAL_STEPS) -> None:
         folder = self.attempt(run) / FINAL_FOLDER
         sha256 = write_folder(folder, run, step=step, kind="final", names=ADAPTER_FILES)
-        event = FinishedEvent(
-            **self._line(run), step=step, manifest_sha256=sha256, num_tokens=1000
-        )
+        event = FinishedEvent(**self._line(run), step=step, manifest_sha256=sha256, num_tokens=1000)
         self.record(run, event)
         self.move(run, JobState.RUNNING, JobState.FINALIZING)
         runs.succeed(self.db, run, event)
@@ -207,7 +206,9 @@ class Driver:
 
     def expire(self, job_id: str) -> None:
         """Let the lease of a job have ended long ago."""
-        self.sql("UPDATE jobs SET lease_expires_at = '2020-01-01 00:00:00' WHERE id = :id", id=job_id)
+        self.sql(
+            "UPDATE jobs SET lease_expires_at = '2020-01-01 00:00:00' WHERE id = :id", id=job_id
+        )
 
     def forget(self, job_id: str) -> None:
         """Let a job have waited long, its back-off included."""
@@ -228,26 +229,20 @@ class Driver:
         return job_id, run
 
     def _go_on(self, job_id: str, run: Claimed, state: JobState) -> None:
-        match state:
-            case JobState.QUEUED:
-                self.crash(run)
-            case JobState.STARTING:
-                self.crash(run)
-                self.claimed()
-            case JobState.RUNNING:
-                pass
-            case JobState.STOPPING | JobState.FINALIZING:
-                self.move(run, JobState.RUNNING, state)
-            case JobState.PAUSED:
-                jobs.pause(self.db, self.outside, DEFAULT_PROJECT, job_id)
-                self.stop(run)
-            case JobState.CANCELLED:
-                jobs.cancel(self.db, self.outside, DEFAULT_PROJECT, job_id)
-                self.stop(run)
-            case JobState.FAILED:
-                self.fail(run)
-            case JobState.SUCCEEDED:
-                self.succeed(run)
+        request = (self.db, self.outside, DEFAULT_PROJECT, job_id)
+        ways: dict[JobState, list[Callable[[], object]]] = {
+            JobState.QUEUED: [lambda: self.crash(run)],
+            JobState.STARTING: [lambda: self.crash(run), self.claimed],
+            JobState.RUNNING: [],
+            JobState.STOPPING: [lambda: self.move(run, JobState.RUNNING, state)],
+            JobState.FINALIZING: [lambda: self.move(run, JobState.RUNNING, state)],
+            JobState.PAUSED: [lambda: jobs.pause(*request), lambda: self.stop(run)],
+            JobState.CANCELLED: [lambda: jobs.cancel(*request), lambda: self.stop(run)],
+            JobState.FAILED: [lambda: self.fail(run)],
+            JobState.SUCCEEDED: [lambda: self.succeed(run)],
+        }
+        for go in ways[state]:
+            go()
 
     def attempt(self, run: Claimed) -> Path:
         return attempt_folder(self.settings.home, run.job_id, run.attempt)

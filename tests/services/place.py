@@ -1,6 +1,8 @@
 """Fixtures: a home with a model that is never loaded, its settings, database and services."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from app.services.jobs import Outside
 from app.settings import Settings
 from tests.services.driver import Driver, FakeDoorbell, FakeStream
 
-__all__ = ["database", "driver", "home", "outside", "settings"]
+__all__ = ["database", "driver", "home", "outside", "settings", "tmp_path"]
 
 MODEL = "tiny"
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -27,6 +29,17 @@ def write_model(home: Path, name: str = MODEL, *, template: str | None = TEMPLAT
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: these tests wait for the disk at every commit."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="lorad-test-", dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

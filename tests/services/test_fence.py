@@ -135,9 +135,9 @@ def test_a_checkpoint_and_the_steps_before_it_are_stored_together_or_not_at_all(
     monkeypatch.setenv("LORAD_FAILPOINTS", "record.commit=raise:EIO")
     step = driver.step(run, 5)
 
-    with pytest.raises(OSError, match="record.commit"):
+    with pytest.raises(OSError, match=r"record\.commit"):
         driver.record(run, step)
-    with pytest.raises(OSError, match="record.commit"):
+    with pytest.raises(OSError, match=r"record\.commit"):
         driver.checkpoint(run, 5)
 
     monkeypatch.delenv("LORAD_FAILPOINTS")

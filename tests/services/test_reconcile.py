@@ -1,4 +1,4 @@
-"""The reconciler settles what lost its worker, as the state table says, and rings for what waits."""
+"""The reconciler settles what lost its worker, by the state table, and rings for what waits."""
 
 import os
 
@@ -33,7 +33,7 @@ OUTCOMES = {
 def test_a_job_whose_lease_expired_goes_where_the_table_says(
     driver: Driver, state: JobState, desired: Desired
 ):
-    job_id, run = driver.in_state(state, desired=desired)
+    job_id, _ = driver.in_state(state, desired=desired)
     early = reconcile.settle_expired(driver.db, driver.settings)
     driver.expire(job_id)
 

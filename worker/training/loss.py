@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from worker.training.attention import Segments
 from worker.training.batch import Batch
+from worker.training.products import times_transposed
 
 # Shape suffixes: B = 1, T = tokens of the micro-batch, N = labels, C = labels in a chunk,
 # V = vocabulary, D = hidden size.
@@ -108,7 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _chunk(
     hidden_CD: torch.Tensor, head_VD: torch.Tensor, labels_C: torch.Tensor, needs_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits_CV = (hidden_CD @ head_VD.T).float()
+    logits_CV = times_transposed(hidden_CD, head_VD).float()
     highest_C = logits_CV.amax(dim=-1, keepdim=True)
     shifted_CV = logits_CV.sub_(highest_C)
     label_logits_C = shifted_CV.gather(1, labels_C[:, None])
@@ -118,7 +119,7 @@ def _chunk(
     if not needs_gradient:
         return loss, hidden_CD
     # Dividing the D products instead of the V weights saves a pass over the logits.
-    mean_CD = (weights_CV.to(head_VD.dtype) @ head_VD).float() / sums_C
+    mean_CD = times_transposed(weights_CV.to(head_VD.dtype), head_VD.T).float() / sums_C
     return loss, (mean_CD - head_VD[labels_C].float()).to(hidden_CD.dtype)
 
 

@@ -7,7 +7,16 @@ from transformers import PreTrainedModel
 from app.domain import failpoints
 from app.domain.runs import RunFile
 from app.domain.spec import JobSpec
-from worker.training import adapters, checkpoint, data, fingerprint, model, optim, state
+from worker.training import (
+    adapters,
+    checkpoint,
+    data,
+    fingerprint,
+    model,
+    optim,
+    products,
+    state,
+)
 from worker.training.adapters import Adapted
 from worker.training.loss import make_loss_sum
 from worker.training.optim import Schedule
@@ -82,6 +91,7 @@ def _load_adapted(run: RunFile, device: torch.device, dtype: torch.dtype) -> Ada
     spec = run.spec
     base = model.load_model(run.model_folder, dtype=dtype, device=device)
     adapted = adapters.attach(base, spec.lora, seed=spec.seed, base_model=spec.base_model)
+    products.speed_up(adapted.base)
     if spec.training.gradient_checkpointing is True:
         _enable_checkpointing(adapted.base)
     return adapted

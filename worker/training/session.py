@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from app.domain.runs import RunFile
-from worker.training import checkpoint, state
+from worker.training import checkpoint, products, state
 from worker.training.adapters import Adapted
 from worker.training.data import TrainingData
 from worker.training.loss import LossSum
@@ -119,6 +119,7 @@ class Session:
         return {
             "device": self.device.type,
             "num_threads": self.run.num_threads,
+            "matrix products by oneDNN": products.onednn_is_faster(),
             **{f"{name} version": version for name, version in checkpoint.versions().items()},
         }
 

@@ -1,4 +1,4 @@
-"""An independent trainer to compare with: plain transformers and PEFT, padded batches, full logits."""
+"""An independent trainer to compare with: transformers and PEFT, padded batches, full logits."""
 
 import warnings
 from collections.abc import Sequence

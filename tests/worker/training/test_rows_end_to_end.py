@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.domain.errors import InvalidModel, TrainingError
 from app.domain.spec import LoraSpec
-from worker.training import adapters, attention, loss, model
+from worker.training import adapters, attention, loss, model, products
 from worker.training.attention import Segments
 from worker.training.batch import lay_end_to_end
 from worker.training.encode import EncodedRow
@@ -136,3 +136,31 @@ def test_an_adapted_head_gives_the_loss_of_its_own_logits(tiny_llama: Path):
     logits = adapted.base(**loss._inputs(batch)).logits[0][batch.label_positions_N]
     expected = F.cross_entropy(logits, batch.labels_N, reduction="sum")
     torch.testing.assert_close(loss_sum(batch), expected)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_faster_product_has_the_same_value_and_gradient(
+    monkeypatch: pytest.MonkeyPatch, has_bias: bool
+):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    layer = torch.nn.Linear(24, 40, bias=has_bias).requires_grad_(requires_grad=False)
+    x = torch.randn(1, 13, 24, requires_grad=True)
+    weights = torch.randn(1, 13, 40)
+    expected = layer(x)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), x)
+
+    products.speed_up(layer)
+
+    torch.testing.assert_close(layer(x), expected)
+    (gradient,) = torch.autograd.grad((layer(x) * weights).sum(), x)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_a_trained_layer_keeps_its_own_product(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    layer = torch.nn.Linear(3, 3)
+
+    products.speed_up(layer)
+
+    layer(torch.ones(1, 3)).sum().backward()
+    assert layer.weight.grad is not None
