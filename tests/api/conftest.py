@@ -11,9 +11,18 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from tests.services.driver import Driver
-from tests.services.place import database, driver, home, outside, settings, tmp_path
+from tests.services.place import (
+    database,
+    driver,
+    home,
+    outside,
+    postgres_url,
+    settings,
+    shelf,
+    tmp_path,
+)
 
-__all__ = ["database", "driver", "home", "outside", "settings", "tmp_path"]
+__all__ = ["database", "driver", "home", "outside", "postgres_url", "settings", "shelf", "tmp_path"]
 
 
 class Undeclared:
