@@ -79,7 +79,7 @@ class ErrorEnvelope(BaseModel):
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI declaration of error statuses; those that any route may give are added."""
-    every = sorted({*statuses, 400, 401, 413, 503})
+    every = sorted({*statuses, 400, 401, 413, 500, 503})
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
         for status in every
@@ -103,7 +103,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.LoradError, _on_lorad_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_fault)
 
 
 def status_of(error: errors.LoradError) -> int:
@@ -136,6 +135,12 @@ def response(
 def _sendable(text: str) -> str:
     """Return a text that quotes a request in a form that can be sent: half characters escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def fault(request_id: str) -> JSONResponse:
+    """Return the answer to a request that met a mistake of ours."""
+    message = f"lorad failed at this request; its log says why under {request_id}"
+    return response(500, message, code="internal_error")
 
 
 def _headers(status: int) -> dict[str, str]:
@@ -180,11 +185,6 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     answer = response(error.status_code, message, code=code)
     answer.headers.update(error.headers or {})
     return answer
-
-
-def _on_fault(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return response(500, "lorad failed at this request; the log says why", code="internal_error")
 
 
 def problem_of(error: dict[str, Any]) -> Problem:

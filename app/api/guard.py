@@ -1,7 +1,6 @@
 """The door: host, key and body size of every request are checked here, by default."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Any
 
@@ -41,7 +40,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request_id = ids.new("req")
-        answer = _with_request_id(send, request_id)
+        answer = _Stamped(send, request_id)
         try:
             self._check_host(scope)
             await self._check_key(scope)
@@ -52,7 +51,13 @@ class Guard:
             )
             await refusal(scope, receive, answer)
             return
-        await self._app(scope, limited, answer)
+        try:
+            await self._app(scope, limited, answer)
+        except Exception:
+            _log.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
+            if answer.has_started:
+                raise
+            await errors.fault(request_id)(scope, receive, answer)
 
     def _check_host(self, scope: Scope) -> None:
         host = _host_name(Headers(scope=scope).get("host", ""))
@@ -109,16 +114,22 @@ def _limited(receive: Receive, limit: int, headers: Headers) -> Receive:
     return counted
 
 
-def _with_request_id(send: Send, request_id: str) -> Callable[[Message], Awaitable[None]]:
-    async def stamped(message: Message) -> None:
+class _Stamped:
+    """A `send` that adds the headers that every answer has."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.has_started = False
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.has_started = True
             headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = request_id
+            headers["x-request-id"] = self._request_id
             headers.setdefault("x-content-type-options", "nosniff")
             headers.setdefault("cache-control", "no-store")
-        await send(message)
-
-    return stamped
+        await self._send(message)
 
 
 def _bearer(header: str) -> str | None:

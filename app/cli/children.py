@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.cli import output, tether
@@ -32,13 +32,11 @@ class Child:
         command: Sequence[str],
         *,
         log: Path,
-        environment: Mapping[str, str],
         held_file: int,
     ) -> None:
         self.name = name
         self.log = log
         self._command = list(command)
-        self._environment = {**os.environ, **environment}
         self._held_file = held_file
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -56,7 +54,6 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
                 start_new_session=True,
                 # The lock of the home stays taken until the last child is gone.
                 pass_fds=(self._held_file,),

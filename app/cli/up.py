@@ -120,14 +120,12 @@ def _children(settings: "Settings", lock: int) -> list[Child]:
             "worker",
             worker.command(settings),
             log=logs / "worker.log",
-            environment=worker.environment(),
             held_file=lock,
         ),
         Child(
             "api",
             [sys.executable, "-m", "app.cli.main", "serve"],
             log=logs / "api.log",
-            environment={},
             held_file=lock,
         ),
     ]
@@ -136,7 +134,7 @@ def _children(settings: "Settings", lock: int) -> list[Child]:
         valkey.prepare(folder, socket_path)
         command = valkey.command(valkey.find_binary(), folder=folder, socket_path=socket_path)
         log = logs / "valkey.log"
-        children.insert(0, Child("valkey", command, log=log, environment={}, held_file=lock))
+        children.insert(0, Child("valkey", command, log=log, held_file=lock))
     return children
 
 

@@ -14,13 +14,6 @@ from app.domain.errors import StartupError
 if TYPE_CHECKING:
     from app.settings import Settings
 
-# Tensors of a step stay in the heap instead of being mapped and returned each time: 10 % of a
-# step on the CPU. Read when a process starts, so they must be there before the trainer is.
-_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "8589934592",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-}
-# For tools and doorbells; training has threads of its own, as many as there are slots.
 _THREADS = 8
 
 
@@ -36,7 +29,7 @@ def worker(
     local.prepare_home(settings.home)
     sys.stderr.flush()
     # The worker takes this process over, so that signals for `lorad worker` are the worker's.
-    os.execve(sys.executable, command(settings), {**os.environ, **environment()})
+    os.execv(sys.executable, command(settings))
 
 
 def command(settings: "Settings") -> list[str]:
@@ -50,11 +43,6 @@ def command(settings: "Settings") -> list[str]:
         "--without-mingle",
         "--without-heartbeat",
     ]
-
-
-def environment() -> dict[str, str]:
-    """Return the variables that a worker needs; those that are set already win."""
-    return {name: os.environ.get(name, value) for name, value in _ALLOCATOR.items()}
 
 
 def require_installed() -> None:

@@ -70,12 +70,16 @@ def submit(
         InvalidModel: The base model cannot be used, or not with this data.
         IdempotencyConflict: The key was used for another body.
     """
-    model = catalog.require_model(outside.settings, spec.base_model)
-    try:
-        job_id = _store(db, project_id, spec, model, idempotency_key)
-    except IntegrityError:
-        # Two requests with one key at the same time: the other one is stored now, so this finds it.
-        job_id = _store(db, project_id, spec, model, idempotency_key)
+    body = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    with db.read() as session:
+        job_id = _recalled(session, project_id, idempotency_key, body)
+    if job_id is None:
+        model = catalog.require_model(outside.settings, spec.base_model)
+        try:
+            job_id = _store(db, project_id, spec, model, idempotency_key, body)
+        except IntegrityError:
+            # Another request with this key was faster; it is stored now, so this finds it.
+            job_id = _store(db, project_id, spec, model, idempotency_key, body)
     outside.doorbell.ring()
     return get(db, outside.settings, project_id, job_id)
 
@@ -171,25 +175,47 @@ def require(session: Session, project_id: str, job_id: str, *, lock: bool = Fals
 
 
 def _store(
-    db: Database, project_id: str, spec: JobSpec, model: ModelFolder, idempotency_key: str | None
+    db: Database,
+    project_id: str,
+    spec: JobSpec,
+    model: ModelFolder,
+    idempotency_key: str | None,
+    body_sha256: str,
 ) -> str:
-    body = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
     with db.write() as session:
-        if idempotency_key is not None:
-            known = key_queries.recall(session, project_id, _SCOPE, idempotency_key)
-            if known is not None and known.body_sha256 != body:
-                raise IdempotencyConflict(
-                    "this Idempotency-Key was used for another job; use a new key"
-                )
-            if known is not None:
-                return known.resource_id
+        known = _recalled(session, project_id, idempotency_key, body_sha256)
+        if known is not None:
+            return known
         _require_dataset(session, project_id, spec, model)
         job_id = job_queries.insert(session, project_id, spec)
         if idempotency_key is not None:
             key_queries.remember(
-                session, project_id, _SCOPE, idempotency_key, body_sha256=body, resource_id=job_id
+                session,
+                project_id,
+                _SCOPE,
+                idempotency_key,
+                body_sha256=body_sha256,
+                resource_id=job_id,
             )
     return job_id
+
+
+def _recalled(
+    session: Session, project_id: str, idempotency_key: str | None, body_sha256: str
+) -> str | None:
+    """Return the job that an idempotency key made before.
+
+    Raises:
+        IdempotencyConflict: It was made from another body.
+    """
+    if idempotency_key is None:
+        return None
+    known = key_queries.recall(session, project_id, _SCOPE, idempotency_key)
+    if known is None:
+        return None
+    if known.body_sha256 != body_sha256:
+        raise IdempotencyConflict("this Idempotency-Key was used for another job; use a new key")
+    return known.resource_id
 
 
 def _require_dataset(session: Session, project_id: str, spec: JobSpec, model: ModelFolder) -> None:

@@ -220,7 +220,7 @@ def make_child(tmp_path):
             held = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
             stack.callback(os.close, held)
             log = tmp_path / "logs" / "child.log"
-            child = Child("child", command, log=log, environment={}, held_file=held)
+            child = Child("child", command, log=log, held_file=held)
             stack.callback(child.kill)
             return child
 
