@@ -114,7 +114,7 @@ def _take_request(channel: socket.socket, children: set[int]) -> bool:
     children.add(pid)
     os.close(control_fd)
     os.close(log_fd)
-    _answer(channel, {"pid": pid})
+    _answer(channel, {"id": request["id"], "pid": pid})
     return True
 
 

@@ -1,13 +1,12 @@
 """Writing run.json, which is all that a trainer knows of its job."""
 
 import os
-import socket
 import tempfile
 from pathlib import Path
 
 from app.domain.checkpoints import Checkpoint
 from app.domain.datasets import data_file
-from app.domain.runs import RUN_FILE, SPEC_FILE, ResumePoint, RunFile
+from app.domain.runs import RUN_FILE, SPEC_FILE, ResumePoint, RunFile, job_folder
 from app.domain.workers import Device
 from app.services import checkpoints
 from app.services.runs import Claimed
@@ -34,7 +33,7 @@ def write(
         cache_folder=context.settings.cache_folder,
         device=device.kind,
         device_index=device.index,
-        lock_file=lock_file(context.settings.home, device, slot),
+        lock_file=lock_file(context.settings.home, run.job_id, device),
         num_threads=devices.threads_per_slot(context.settings.slots),
         resume=None if start is None else _resume_point(context, start),
     )
@@ -42,19 +41,17 @@ def write(
     (folder / RUN_FILE).write_text(run_file.model_dump_json(indent=2))
 
 
-def lock_file(home: Path, device: Device, slot: int) -> Path:
-    """Name the lock that a trainer holds while it uses a device.
+def lock_file(home: Path, job_id: str, device: Device) -> Path:
+    """Name the lock that a trainer holds for its whole life.
 
-    A GPU is one for the whole machine, whatever home uses it; a CPU slot is one of its home.
+    A GPU has one trainer, whatever home it works for. CPUs are shared, so there the lock only keeps
+    a new attempt from starting while the one before is still dying.
     """
-    if device.kind == "cuda":
-        folder = Path(tempfile.gettempdir()) / f"lorad-locks-{os.getuid()}"
-        name = f"cuda-{device.index}.lock"
-    else:
-        folder = home / "locks" / socket.gethostname()
-        name = f"cpu-{slot}.lock"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder / name
+    if device.kind == "cpu":
+        return job_folder(home, job_id) / "trainer.lock"
+    folder = Path(tempfile.gettempdir()) / f"lorad-locks-{os.getuid()}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return folder / f"cuda-{device.index}.lock"
 
 
 def _resume_point(context: WorkerContext, start: Checkpoint) -> ResumePoint:

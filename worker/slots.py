@@ -48,8 +48,8 @@ class Slots:
 
     def close(self, *, seconds: float) -> None:
         """Take no more jobs, checkpoint the running ones, and give them back to the queue."""
-        self._closing.set()
         with self._lock:
+            self._closing.set()
             running = list(self._running.values())
         for supervisor, _ in running:
             supervisor.drain()
@@ -62,7 +62,8 @@ class Slots:
             free = [
                 slot for slot in range(self._context.settings.slots) if slot not in self._running
             ]
-            if not free:
+            # Asked under the lock: a job claimed after `close` took its list is never drained.
+            if not free or self._closing.is_set():
                 return False
             models = tuple(catalog.model_names(self._context.settings))
             run = runs.claim(
@@ -83,9 +84,11 @@ class Slots:
         return True
 
     def _supervise(self, supervisor: Supervisor, slot: int) -> None:
-        supervisor.run()
-        with self._lock:
-            del self._running[slot]
+        try:
+            supervisor.run()
+        finally:
+            with self._lock:
+                del self._running[slot]
         self.ring()
 
     def _hint(self, job_id: str) -> None:

@@ -20,12 +20,20 @@ from app.domain.events import (
     TrainerEvent,
 )
 from app.domain.jobs import Desired, JobError, JobState
-from app.domain.runs import EVENTS_FILE, FINAL_FOLDER, LOG_FILE, StopReason, attempt_folder
+from app.domain.runs import (
+    EVENTS_FILE,
+    EXIT_BUSY,
+    FINAL_FOLDER,
+    LOG_FILE,
+    StopReason,
+    attempt_folder,
+)
 from app.services import runs
 from app.services.runs import Claimed
 from worker import runfile
 from worker.context import WorkerContext
 from worker.launcher import Launched
+from worker.lease import Lease
 from worker.tail import Tail
 
 _log = logging.getLogger(__name__)
@@ -37,6 +45,7 @@ _FLUSH_SECONDS = 0.5
 _FLUSH_ROWS = 200
 _TERMINATE_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
+_BUSY = "its device, or the job itself, is still held by another trainer"
 # These must be in the database before the supervisor goes on; the others may wait for their batch.
 _URGENT = (ReadyEvent, CheckpointEvent, FinishedEvent, StoppedEvent, FailedEvent)
 
@@ -61,13 +70,13 @@ class Supervisor:
         self._failed: FailedEvent | None = None
         self._stop_deadline: float | None = None
         self._terminated = False
-        self._next_beat = 0.0
         self._next_flush = 0.0
-        self._outage_since: float | None = None
+        self._is_database_away = False
+        self._lease = Lease(context.db, context.settings, run)
 
     def wake(self) -> None:
         """Look at once at what is asked of the job."""
-        self._next_beat = 0.0
+        self._lease.renew_now()
         self._wake.set()
 
     def drain(self) -> None:
@@ -77,6 +86,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Supervise until the job is settled or belongs to somebody else."""
+        self._lease.start()
         try:
             self._begin()
             self._launch()
@@ -90,9 +100,8 @@ class Supervisor:
             _log.exception("supervising %s failed", self.run_id)
             self._give_up(Unavailable("the supervisor failed; see the worker's log"))
         finally:
-            if self._trainer is not None:
-                self._trainer.kill()
-                self._trainer.close()
+            self._end_trainer()
+            self._lease.stop()
             self._context.stream.state_changed(self.run_id)
 
     def _begin(self) -> None:
@@ -106,9 +115,8 @@ class Supervisor:
         """Start the trainer, unless the job is to stop before the launcher is ready."""
         failpoints.hit("supervisor.launch")
         launcher = self._context.launcher
-        # Loading torch takes seconds on a busy machine; the lease must not end meanwhile.
         while not launcher.is_ready(within_seconds=_POLL_SECONDS):
-            self._try_database(self._beat)
+            self._try_database(self._follow)
             if self._state is JobState.STOPPING:
                 return
         self._trainer = launcher.launch("trainer", self._folder, self._folder / LOG_FILE)
@@ -120,12 +128,17 @@ class Supervisor:
             has_ended = trainer.ended.is_set()  # asked before the read, so the last lines are in it
             self._take(self._tail.read())
             self._try_database(lambda ended=has_ended: self._flush(force=ended))
-            self._try_database(self._beat)
+            self._try_database(self._follow)
             self._escalate(trainer)
             if has_ended and not self._pending and not self._stored:
                 return
-            self._wake.wait(_POLL_SECONDS if self._outage_since is None else _RETRY_SECONDS)
+            self._wake.wait(_RETRY_SECONDS if self._is_database_away else _POLL_SECONDS)
             self._wake.clear()
+
+    def _end_trainer(self) -> None:
+        if self._trainer is not None:
+            self._trainer.kill()
+            self._trainer.close()
 
     def _take(self, events: list[TrainerEvent]) -> None:
         if not events:
@@ -164,15 +177,9 @@ class Supervisor:
             case _:
                 pass
 
-    def _beat(self) -> None:
-        now = time.monotonic()
-        if now < self._next_beat:
-            return
-        desired = runs.renew(self._context.db, self._context.settings, self._run)
-        self._next_beat = now + self._context.settings.heartbeat_seconds
-        self._follow(desired)
-
-    def _follow(self, desired: Desired) -> None:
+    def _follow(self) -> None:
+        """Do what is asked of the job."""
+        desired = self._lease.desired()
         settings = self._context.settings
         is_stoppable = self._state in (JobState.STARTING, JobState.RUNNING)
         if desired is Desired.CANCEL:
@@ -214,6 +221,8 @@ class Supervisor:
             self._retried(lambda: runs.fail(db, run, self._state, error))
         elif self._finished is not None and self._exit_status == 0:
             self._succeed(self._finished)
+        elif self._exit_status == EXIT_BUSY:
+            self._retried(lambda: runs.give_back(db, settings, run, self._state, _BUSY))
         else:
             what = f"the trainer ended with {_describe(self._exit_status)}"
             self._retried(lambda: runs.crash(db, settings, run, self._state, what))
@@ -235,6 +244,8 @@ class Supervisor:
     def _give_up(self, error: LoradError) -> None:
         """Settle what could not be launched or supervised, if the database lets us."""
         _log.error("job %s: %s", self.run_id, error)
+        # Whoever takes the job next must not meet this trainer.
+        self._end_trainer()
         try:
             self._crash(error.message)
         except LoradError as again:
@@ -250,22 +261,14 @@ class Supervisor:
         self._context.stream.state_changed(self.run_id)
 
     def _try_database(self, work: Callable[[], None]) -> None:
-        """Do `work`, or leave it for the next round while the database is away.
-
-        Raises:
-            Unavailable: The database has been away for longer than a job may go on without it.
-        """
+        """Do `work`, or leave it for the next round while the database is away."""
         try:
             work()
-        except Unavailable as error:
-            now = time.monotonic()
-            if self._outage_since is None:
-                _log.warning("job %s goes on without the database: %s", self.run_id, error)
-                self._outage_since = now
-            if now - self._outage_since > self._context.settings.database_outage_seconds:
-                raise
+        except Unavailable:
+            self._lease.desired()  # raises when it has been away for too long
+            self._is_database_away = True
         else:
-            self._outage_since = None
+            self._is_database_away = False
 
     def _retried(self, work: Callable[[], T]) -> T:
         """Do `work` again until the database is back."""

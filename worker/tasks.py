@@ -4,6 +4,7 @@
 import importlib.metadata
 import logging
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 from celery import bootsteps, signals
 
@@ -19,6 +20,8 @@ from worker.slots import Slots
 
 _log = logging.getLogger(__name__)
 
+_MOST_TOOLS = 2
+
 settings = Settings()
 celery = queue.create(settings)
 
@@ -28,6 +31,7 @@ class _Running:
 
     context: WorkerContext
     slots: Slots
+    tools: ThreadPoolExecutor
 
 
 @signals.setup_logging.connect
@@ -42,7 +46,8 @@ def ring():
 
 @celery.task(name=queue.TOOL_TASK)
 def run_tool(task_id):
-    tools.run(_Running.context, str(task_id))
+    # Celery's threads are for the doorbell; a tool that takes long must not keep it from ringing.
+    _Running.tools.submit(tools.run, _Running.context, str(task_id))
 
 
 class OpenSlots(bootsteps.StartStopStep):
@@ -52,11 +57,13 @@ class OpenSlots(bootsteps.StartStopStep):
 
     def start(self, worker):
         _Running.context = _context()
+        _Running.tools = ThreadPoolExecutor(_MOST_TOOLS, thread_name_prefix="tool")
         _Running.slots = Slots(_Running.context)
         _Running.slots.open()
 
     def stop(self, worker):
         context = _Running.context
+        _Running.tools.shutdown(wait=False, cancel_futures=True)
         _Running.slots.close(seconds=settings.stop_grace_seconds + 10)
         workers.leave(context.db, context.worker_id)
         context.launcher.close()
@@ -72,6 +79,10 @@ def _context() -> WorkerContext:
     found = devices.find(settings.device)
     if not found:
         raise SystemExit("LORAD_DEVICE=cuda, but this machine shows no NVIDIA GPU (nvidia-smi)")
+    if found[0].kind == "cuda" and settings.slots > len(found):
+        raise SystemExit(
+            f"LORAD_SLOTS={settings.slots}, but a GPU takes one job: {len(found)} here"
+        )
     worker_id = workers.register(db, settings, found, importlib.metadata.version("lorad"))
     _log.info("worker %s on %s offers %s", worker_id, platform.node(), found[0].name)
     return WorkerContext(

@@ -1,9 +1,12 @@
 """Tool tasks: short work on a model, forked, with a deadline, never behind a training job."""
 
 import logging
+from pathlib import Path
 
 from app.domain import ids
 from app.domain.errors import Unavailable
+from app.domain.tools import REQUEST_FILE, RESULT_FILE, GenerateRequest, ToolFailure
+from worker import devices
 from worker.context import WorkerContext
 
 _log = logging.getLogger(__name__)
@@ -14,21 +17,44 @@ LOG_FILE = "tool.log"
 def run(context: WorkerContext, task_id: str) -> None:
     """Run the task whose request lies under `task_id`, and wake whoever waits for the answer.
 
-    A message is no proof of anything, so an id that is none, or names no request, is ignored.
+    A message is no proof of anything, so an id that is none, or names no request, is ignored. There
+    is an answer in every other case, also when the process dies or takes too long.
     """
     folder = context.settings.home / "tools" / task_id
-    if not ids.is_id(task_id, "tool") or not (folder / "request.json").is_file():
+    if not ids.is_id(task_id, "tool") or not (folder / REQUEST_FILE).is_file():
         _log.warning("there is no tool task %r", task_id[:60])
         return
     try:
-        tool = context.launcher.launch("tool", folder, folder / LOG_FILE)
-    except Unavailable as error:
-        _log.error("tool task %s: %s", task_id, error)
-        return
+        _adapt(context, folder / REQUEST_FILE)
+        problem = _work(context, folder)
+    except (Unavailable, OSError, ValueError) as error:
+        problem = str(error)
+    # Whoever asked may have given up and removed the folder.
+    if problem is not None and folder.is_dir() and not (folder / RESULT_FILE).exists():
+        _log.error("tool task %s: %s", task_id, problem)
+        failure = ToolFailure(code="tool_failed", message=problem)
+        (folder / RESULT_FILE).write_text(failure.model_dump_json())
+    context.stream.tool_done(task_id)
+
+
+def _adapt(context: WorkerContext, request_file: Path) -> None:
+    """Fill in what only the worker knows: its device and its threads."""
+    request = GenerateRequest.model_validate_json(request_file.read_bytes())
+    own = {"device": context.devices[0].kind, "num_threads": devices.threads_per_slot(1)}
+    request_file.write_text(request.model_copy(update=own).model_dump_json())
+
+
+def _work(context: WorkerContext, folder: Path) -> str | None:
+    """Let a process do the task; returns what went wrong when there is no result."""
+    tool = context.launcher.launch("tool", folder, folder / LOG_FILE)
+    seconds = context.settings.tool_seconds
     try:
-        if not tool.ended.wait(context.settings.tool_seconds):
-            _log.warning("tool task %s took longer than its deadline", task_id)
+        has_ended = tool.ended.wait(seconds)
     finally:
         tool.kill()
         tool.close()
-    context.stream.tool_done(task_id)
+    if (folder / RESULT_FILE).is_file():
+        return None
+    if not has_ended:
+        return f"it took longer than {seconds:.0f} s"
+    return f"its process ended with {tool.exit_status} and no result"

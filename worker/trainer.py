@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.domain.errors import LoradError, OutOfMemory, StartupError, TrainingError
-from app.domain.runs import EVENTS_FILE, RUN_FILE, RunFile, StopCommand, StopReason
+from app.domain.errors import LoradError, OutOfMemory, TrainingError
+from app.domain.runs import EVENTS_FILE, EXIT_BUSY, RUN_FILE, RunFile, StopCommand, StopReason
 
 if TYPE_CHECKING:
     from worker.training.reporting import EventLog
@@ -37,6 +37,10 @@ _PRELOADED = (
 )
 
 
+class StillHeld(Exception):
+    """Another trainer has the lock; this one may try again later."""
+
+
 def main(run_folder: Path, control_fd: int) -> int:
     """Run the attempt that `run_folder`/run.json describes.
 
@@ -47,7 +51,7 @@ def main(run_folder: Path, control_fd: int) -> int:
 
     Returns:
         Exit code: 0 finished or stopped, 1 failed in a way that trying again repeats (there is a
-        `failed` event), 2 anything else.
+        `failed` event), 2 anything else, 75 another trainer holds the device.
     """
     started = time.monotonic()
     control = Control(control_fd)
@@ -115,6 +119,9 @@ def _attempt(run: RunFile, log: "EventLog", control: Control, started: float) ->
     try:
         with _exclusive(run.lock_file):
             train(run, log, started=started, stop_requested=control.stop_requested)
+    except StillHeld as error:
+        print(error, file=sys.stderr)  # noqa: T201 (standard error is the trainer's log)
+        return EXIT_BUSY
     except Exception as error:
         # The edge of the process: known failures become an event, others go on.
         failure = _deterministic(error)
@@ -131,7 +138,7 @@ def _exclusive(lock_file: Path) -> Generator[None]:
     """Hold the lock that keeps two trainers off one device, or off one job.
 
     Raises:
-        StartupError: Another process kept it for 30 s.
+        StillHeld: Another process kept it for 30 s.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + _LOCK_WAIT_SECONDS
@@ -142,7 +149,7 @@ def _exclusive(lock_file: Path) -> Generator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    raise StartupError(
+                    raise StillHeld(
                         f"{lock_file.name} was held by another trainer for"
                         f" {_LOCK_WAIT_SECONDS:.0f} s; is one still running?"
                     ) from error

@@ -16,7 +16,7 @@ from app.domain.workers import Worker
 from app.services import catalog
 from app.services.catalog import Model
 
-router = APIRouter(tags=["catalog"])
+router = APIRouter(tags=["catalog"], route_class=StrictRoute)
 
 
 class Health(BaseModel):
@@ -61,7 +61,7 @@ def list_workers(db: Db, config: Config) -> Page[Worker]:
     return Page(data=list(catalog.list_workers(db, config)), has_more=False)
 
 
-@router.get("/healthz", responses={each: answers()[each] for each in (400, 413)})
+@router.get("/healthz", responses={each: answers()[each] for each in (400, 413, 422)})
 def healthz() -> Health:
     """Tell that the process lives; needs no key."""
     return Health()

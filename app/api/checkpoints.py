@@ -11,10 +11,10 @@ from app.api.schemas import Deleted, Page
 from app.domain.checkpoints import Checkpoint
 from app.services import checkpoints
 
-router = APIRouter(prefix="/jobs/{job_id}/checkpoints", tags=["checkpoints"])
+router = APIRouter(prefix="/jobs/{job_id}/checkpoints", tags=["checkpoints"], route_class=StrictRoute)
 
 
-@router.get("", responses=answers(404, 422))
+@router.get("", responses=answers(404))
 def list_checkpoints(
     job_id: JobId, db: Db, project: Project, include: Include = None
 ) -> Page[Checkpoint]:
@@ -23,13 +23,13 @@ def list_checkpoints(
     return Page(data=list(found), has_more=False)
 
 
-@router.get("/{which}", responses=answers(404, 422))
+@router.get("/{which}", responses=answers(404))
 def get_checkpoint(job_id: JobId, which: Which, db: Db, project: Project) -> Checkpoint:
     """Show a checkpoint."""
     return checkpoints.get(db, project, job_id, which)
 
 
-@router.delete("/{which}", responses=answers(404, 409, 422))
+@router.delete("/{which}", responses=answers(404, 409))
 def delete_checkpoint(
     job_id: JobId, which: Which, db: Db, config: Config, project: Project
 ) -> Deleted:
@@ -39,7 +39,7 @@ def delete_checkpoint(
     return Deleted(id=found.id, object="checkpoint")
 
 
-@router.post("/{which}/pin", responses=answers(404, 422))
+@router.post("/{which}/pin", responses=answers(404))
 def pin_checkpoint(
     job_id: JobId,
     which: Which,
@@ -56,7 +56,7 @@ def pin_checkpoint(
     response_class=StreamingResponse,
     responses={
         200: {"content": {"application/zip": {}}, "description": "The PEFT adapter as a zip"},
-        **answers(404, 409, 422),
+        **answers(404, 409),
     },
 )
 def download_adapter(

@@ -12,12 +12,12 @@ from app.domain.datasets import Dataset
 from app.domain.groups import Label, printable
 from app.services import datasets
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=StrictRoute)
 
 DatasetId = Annotated[str, Path(description="Id of the data set.", max_length=64)]
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=answers(409, 413, 422))
+@router.post("", status_code=status.HTTP_201_CREATED, responses=answers(409, 413))
 def upload_dataset(
     db: Db,
     config: Config,
@@ -42,7 +42,7 @@ def upload_dataset(
     )
 
 
-@router.get("", responses=answers(422))
+@router.get("", responses=answers())
 def list_datasets(
     db: Db, project: Project, after: DatasetAfter, limit: Limit = 20
 ) -> Page[Dataset]:
@@ -50,13 +50,13 @@ def list_datasets(
     return page_of(datasets.page(db, project, after=after, limit=limit + 1), limit)
 
 
-@router.get("/{dataset_id}", responses=answers(404, 422))
+@router.get("/{dataset_id}", responses=answers(404))
 def get_dataset(dataset_id: DatasetId, db: Db, project: Project) -> Dataset:
     """Show a data set."""
     return datasets.get(db, project, dataset_id)
 
 
-@router.delete("/{dataset_id}", responses=answers(404, 409, 422))
+@router.delete("/{dataset_id}", responses=answers(404, 409))
 def delete_dataset(dataset_id: DatasetId, db: Db, config: Config, project: Project) -> Deleted:
     """Remove a data set that belongs to no job."""
     datasets.delete(db, config, project, dataset_id)

@@ -79,7 +79,7 @@ class ErrorEnvelope(BaseModel):
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI declaration of error statuses; those that any route may give are added."""
-    every = sorted({*statuses, 400, 401, 413, 500, 503})
+    every = sorted({*statuses, 400, 401, 413, 422, 500, 503})
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
         for status in every

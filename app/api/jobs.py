@@ -27,10 +27,10 @@ from app.services import jobs, metrics, output, resume, tools
 from app.services.resume import ResumeRequest
 from app.services.tools import GenerateBody, Generation
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=answers(404, 409, 413, 422))
+@router.post("", status_code=status.HTTP_201_CREATED, responses=answers(404, 409, 413))
 def submit_job(
     spec: JobSpec, db: Db, reach: Reach, project: Project, idempotency_key: IdempotencyKey = None
 ) -> Job:
@@ -38,7 +38,7 @@ def submit_job(
     return jobs.submit(db, reach, project, spec, idempotency_key=idempotency_key)
 
 
-@router.get("", responses=answers(422))
+@router.get("", responses=answers())
 def list_jobs(
     db: Db,
     config: Config,
@@ -52,32 +52,32 @@ def list_jobs(
     return page_of(found, limit)
 
 
-@router.get("/{job_id}", responses=answers(404, 422))
+@router.get("/{job_id}", responses=answers(404))
 def get_job(job_id: JobId, db: Db, config: Config, project: Project) -> Job:
     """Show a job."""
     return jobs.get(db, config, project, job_id)
 
 
-@router.delete("/{job_id}", responses=answers(404, 409, 422))
+@router.delete("/{job_id}", responses=answers(404, 409))
 def delete_job(job_id: JobId, db: Db, config: Config, project: Project) -> Deleted:
     """Remove a job that has ended, with its checkpoints, metrics and files."""
     jobs.delete(db, config, project, job_id)
     return Deleted(id=job_id, object="job")
 
 
-@router.post("/{job_id}/pause", responses=answers(404, 409, 422))
+@router.post("/{job_id}/pause", responses=answers(404, 409))
 def pause_job(job_id: JobId, db: Db, reach: Reach, project: Project) -> Job:
     """Stop a job at its next step, with a checkpoint."""
     return jobs.pause(db, reach, project, job_id)
 
 
-@router.post("/{job_id}/cancel", responses=answers(404, 409, 422))
+@router.post("/{job_id}/cancel", responses=answers(404, 409))
 def cancel_job(job_id: JobId, db: Db, reach: Reach, project: Project) -> Job:
     """End a job without saving; its checkpoints stay."""
     return jobs.cancel(db, reach, project, job_id)
 
 
-@router.post("/{job_id}/resume", responses=answers(404, 409, 413, 422))
+@router.post("/{job_id}/resume", responses=answers(404, 409, 413))
 def resume_job(
     job_id: JobId, db: Db, reach: Reach, project: Project, request: ResumeRequest | None = None
 ) -> Job:
@@ -85,7 +85,7 @@ def resume_job(
     return resume.resume(db, reach, project, job_id, request or ResumeRequest())
 
 
-@router.post("/{job_id}/generate", responses=answers(404, 409, 413, 422))
+@router.post("/{job_id}/generate", responses=answers(404, 409, 413))
 def generate(
     job_id: JobId, body: GenerateBody, db: Db, reach: Reach, project: Project
 ) -> Generation:
@@ -93,7 +93,7 @@ def generate(
     return tools.generate(db, reach, project, job_id, body)
 
 
-@router.get("/{job_id}/metrics", responses=answers(404, 422))
+@router.get("/{job_id}/metrics", responses=answers(404))
 def list_metrics(
     job_id: JobId,
     db: Db,
@@ -116,7 +116,7 @@ def list_metrics(
     return page_of_steps(found, limit)
 
 
-@router.get("/{job_id}/events", responses=answers(404, 422))
+@router.get("/{job_id}/events", responses=answers(404))
 def list_events(
     job_id: JobId,
     db: Db,
@@ -132,7 +132,7 @@ def list_events(
 
 
 @router.get(
-    "/{job_id}/logs", response_class=PlainTextResponse, responses=answers_beside_text(404, 422)
+    "/{job_id}/logs", response_class=PlainTextResponse, responses=answers_beside_text(404)
 )
 def get_logs(
     job_id: JobId,

@@ -16,7 +16,7 @@ from app.domain.jobs import Job
 from app.services import jobs, metrics
 from app.stream import LiveEvent
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
 _CURSOR = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 _RECONNECT_MS = 3_000
@@ -53,7 +53,7 @@ def _streamable(job_id: JobId, project: Project, request: Request) -> Job:
 
 
 @router.get(
-    "/{job_id}/stream", response_class=EventSourceResponse, responses=answers_beside_text(404, 422)
+    "/{job_id}/stream", response_class=EventSourceResponse, responses=answers_beside_text(404)
 )
 async def stream_job(
     request: Request,

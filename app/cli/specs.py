@@ -142,18 +142,11 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKey as error:
+        raise InvalidInput(str(error), param=error.key) from error
     except (ValueError, RecursionError):
         return None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise InvalidInput(f"the key {key} is given twice", param=key)
-        result[key] = value
-    return result
 
 
 def _yaml(text: str, source: str) -> object:

@@ -119,11 +119,14 @@ def resolve_alias(name: str, value: object, key: str, given: Mapping[str, Any]) 
     return translated
 
 
-def unknown_key(name: str, known: list[str], *, extra_hint: str = "") -> PydanticCustomError:
+def nearest(name: str, known: list[str]) -> str:
+    """Return what a message may say to whoever wrote a name that is none of `known`."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = extra_hint or (
-        f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(sorted(set(known)))}"
-    )
+    return f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(sorted(set(known)))}"
+
+
+def unknown_key(name: str, known: list[str], *, extra_hint: str = "") -> PydanticCustomError:
+    hint = extra_hint or nearest(name, known)
     return PydanticCustomError(
         "unknown_key", "unknown key {key}; {hint}", {"key": shown(name), "hint": hint}
     )

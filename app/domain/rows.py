@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
+from app.domain.strict_json import DuplicateKey, unique_keys
+
 RowFormat = Literal["chat", "prompt-completion", "text"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_LINE_BYTES = 1_048_576
@@ -78,7 +80,7 @@ def decode(line: bytes) -> dict[str, Any]:
     """Read one line as a JSON object.
 
     Raises:
-        BadRow: The line is not UTF-8, not JSON, or not an object.
+        BadRow: The line is not UTF-8, not JSON, not an object, or has a key twice.
     """
     try:
         text = line.decode("utf-8")
@@ -87,7 +89,11 @@ def decode(line: bytes) -> dict[str, Any]:
             "not_utf8", f"not UTF-8 (byte {error.start} of the line); save the file as UTF-8"
         ) from error
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKey as error:
+        raise BadRow(
+            "duplicate_key", f"the key {_names([error.key])} is given twice; remove one of them"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise BadRow("bad_json", f"not valid JSON: {error}") from error
     if not isinstance(record, dict):

@@ -14,6 +14,9 @@ LOG_FILE = "trainer.log"
 SPEC_FILE = "spec.json"
 FINAL_FOLDER = "final"
 
+# Exit status of a trainer that did not get its lock: nothing is wrong with the job (EX_TEMPFAIL).
+EXIT_BUSY = 75
+
 StopReason = Literal["pause", "cancel", "drain"]
 
 

@@ -231,6 +231,22 @@ def crash(db: Database, settings: Settings, run: Claimed, source: JobState, what
         _settle(session, run, source, JobState.QUEUED, "crash", message, values)
 
 
+def give_back(db: Database, settings: Settings, run: Claimed, source: JobState, what: str) -> None:
+    """Put a job back that could not start for no fault of its own; it costs no crash budget.
+
+    Raises:
+        Fenced: Another attempt owns the job.
+    """
+    with db.write() as session:
+        row = _locked(session, run)
+        if row.desired != Desired.RUN:
+            _stop_after_crash(session, run, source, Desired(row.desired), what)
+            return
+        wait_seconds = settings.ring_again_seconds
+        values = {"not_before": db_now(wait_seconds), "rung_at": db_now()}
+        _settle(session, run, source, JobState.QUEUED, "device_busy", what, values)
+
+
 def crash_loop(streak: int, what: str) -> JobError:
     return JobError(
         code="crash_loop",

@@ -168,6 +168,33 @@ def test_slots_and_priority_decide_who_runs(stack: Stack):
 
 
 @on_sqlite
+def test_two_workers_of_one_home_train_at_the_same_time(stack: Stack, golden: Outcome):
+    stack.start("second worker")
+    jobs = [submitted(stack) for _ in range(2)]
+
+    stack.wait_until(
+        lambda: {stack.job(job_id)["state"] for job_id in jobs} == {"running"},
+        what="both jobs to run",
+    )
+
+    assert len({stack.job(job_id)["worker"] for job_id in jobs}) == 2
+    assert [outcome(stack, job_id) for job_id in jobs] == [golden, golden]
+    stack.stop("second worker")
+
+
+@on_sqlite
+def test_the_api_may_die_while_jobs_run(stack: Stack, golden: Outcome):
+    job_id = submitted(stack)
+    stack.wait_for_step(job_id, 4)
+
+    stack.kill_tree("api")
+    stack.start("api")
+
+    assert outcome(stack, job_id) == golden
+    assert stack.job(job_id)["attempt"] == 1
+
+
+@on_sqlite
 def test_a_job_nobody_can_run_says_why(stack: Stack):
     wanted = spec(stack, stack.upload(ROWS)) | {"resources": {"device": "cuda"}}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.runs import RUN_FILE
+from app.domain.runs import EXIT_BUSY, RUN_FILE
 from tests.training_runs import ROOT, Attempt, TrainerProcess, Workplace, run_in_process
 from worker import trainer
 
@@ -85,8 +85,8 @@ def test_a_killed_trainer_is_continued_to_the_same_adapter(workplace: Workplace)
     assert rest.final_adapter == whole.final_adapter
 
 
-def test_a_held_lock_fails_the_run_with_a_message(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+def test_a_held_lock_is_reported_as_busy_and_not_as_a_failure(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(trainer, "_LOCK_WAIT_SECONDS", 0.1)
     run = workplace.run_file(training=TRAINING)
@@ -96,9 +96,9 @@ def test_a_held_lock_fails_the_run_with_a_message(
         exit_code = run_in_process(run)
 
     attempt = Attempt.of(run, exit_code)
-    assert attempt.exit_code == 1
-    assert attempt.kinds == ["failed"]
-    assert "held by another trainer" in attempt.failed.message
+    assert attempt.exit_code == EXIT_BUSY
+    assert attempt.kinds == []
+    assert "held by another trainer" in capfd.readouterr().err
 
 
 def test_a_trainer_waits_for_a_lock_that_is_given_back(

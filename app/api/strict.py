@@ -1,0 +1,80 @@
+"""What every route refuses before its endpoint runs: unknown parameters, JSON that is none."""
+
+import json
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from app.domain.errors import InvalidInput
+from app.domain.groups import nearest, shown
+from app.domain.strict_json import DuplicateKey, unique_keys
+
+
+class StrictRoute(APIRoute):
+    """A route that takes only the query parameters it declares, and JSON read strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        known = sorted(_query_names(self.dependant))
+
+        async def checked(request: Request) -> Response:
+            given = [name for name, _ in request.query_params.multi_items()]
+            require_known(given, known, what="parameter")
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return checked
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = _read_json(await self.body())
+        return self._json
+
+
+def require_known(given: Iterable[str], known: list[str], *, what: str) -> None:
+    """Check that each name is one of `known` and comes once.
+
+    Raises:
+        InvalidInput: One is not, or comes twice; its code is `unknown_<what>` or `repeated_<what>`.
+    """
+    seen: set[str] = set()
+    for name in given:
+        if name not in known:
+            hint = nearest(name, known) if known else f"there is no {what} here; leave it out"
+            message = f"unknown {what} {shown(name)}; {hint}"
+            raise InvalidInput(message, param=name, code=f"unknown_{what}")
+        if name in seen:
+            message = f"the {what} {name} is given twice; give it once"
+            raise InvalidInput(message, param=name, code=f"repeated_{what}")
+        seen.add(name)
+
+
+def _query_names(dependant: Dependant) -> set[str]:
+    own = {field.alias for field in dependant.query_params}
+    return own.union(*(_query_names(each) for each in dependant.dependencies))
+
+
+def _read_json(body: bytes) -> Any:
+    try:
+        return json.loads(body, object_pairs_hook=unique_keys)
+    except DuplicateKey as error:
+        message = f"the key {shown(error.key)} is given twice in one object; give it once"
+        raise InvalidInput(message, param=error.key, code="duplicate_key") from error
+    except RecursionError as error:
+        reason, cause = "it is nested too deep", error
+    except json.JSONDecodeError as error:
+        reason, cause = f"{error.msg} at line {error.lineno} column {error.colno}", error
+    except UnicodeDecodeError as error:
+        reason, cause = f"byte {error.start} is not UTF-8", error
+    except ValueError as error:
+        # All that is left is Python's limit of the digits of an integer.
+        reason, cause = "a number has too many digits", error
+    raise InvalidInput(
+        f"the body is not valid JSON: {reason}; send one JSON object in UTF-8, as "
+        "/openapi.json describes it",
+        code="invalid_json",
+    ) from cause
