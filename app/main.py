@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # The pages load scripts from elsewhere; the document itself is served at /openapi.json.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect has no envelope, and clients drop the body on the way
     )
     app.state.parts = parts
     errors.install(app)

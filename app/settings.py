@@ -3,9 +3,9 @@
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # The kernel's limit for a unix socket address is 108 bytes with the closing zero.
@@ -69,6 +69,16 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _lease_outlives_a_lost_heartbeat(self) -> Self:
+        if self.heartbeat_seconds * 2 >= self.lease_seconds:
+            raise ValueError(
+                f"LORAD_LEASE_SECONDS is {self.lease_seconds:g}; it must be more than twice "
+                f"LORAD_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}), or running jobs are taken "
+                "from workers that live"
+            )
+        return self
 
     @property
     def sqlalchemy_url(self) -> str:

@@ -92,8 +92,8 @@ class Service:
         return answer.json()["id"]
 
     def wait_for_event(self, job_id: str, *, fence: int) -> dict[str, Any]:
-        """Return the first step event of an attempt, as the stream shows it."""
-        headers = {"Last-Event-ID": f"{fence}-0"}
+        """Return the first step event of a later attempt than `fence`, as the stream shows it."""
+        headers = {"Last-Event-ID": f"{fence}-{10**9}"}
         with self.http.stream("GET", f"/jobs/{job_id}/stream", headers=headers) as stream:
             kind = ""
             for line in stream.iter_lines():

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from app.api.deps import Config, Db, Parts
 from app.api.errors import answers
 from app.api.schemas import Page
+from app.api.strict import StrictRoute
 from app.db import migrate
 from app.domain.errors import Unavailable
 from app.domain.presets import PRESETS, Preset

@@ -8,10 +8,13 @@ from fastapi.responses import StreamingResponse
 from app.api.deps import Config, Db, Include, JobId, Project, Which
 from app.api.errors import answers
 from app.api.schemas import Deleted, Page
+from app.api.strict import StrictRoute
 from app.domain.checkpoints import Checkpoint
 from app.services import checkpoints
 
-router = APIRouter(prefix="/jobs/{job_id}/checkpoints", tags=["checkpoints"], route_class=StrictRoute)
+router = APIRouter(
+    prefix="/jobs/{job_id}/checkpoints", tags=["checkpoints"], route_class=StrictRoute
+)
 
 
 @router.get("", responses=answers(404))

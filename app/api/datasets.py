@@ -3,11 +3,12 @@
 from pathlib import PurePath
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Path, UploadFile, status
+from fastapi import APIRouter, Depends, File, Form, Path, Request, UploadFile, status
 
 from app.api.deps import Config, DatasetAfter, Db, IdempotencyKey, Limit, Project
 from app.api.errors import answers
 from app.api.schemas import Deleted, Page, page_of
+from app.api.strict import StrictRoute, require_known
 from app.domain.datasets import Dataset
 from app.domain.groups import Label, printable
 from app.services import datasets
@@ -17,7 +18,18 @@ router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=StrictRout
 DatasetId = Annotated[str, Path(description="Id of the data set.", max_length=64)]
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=answers(409, 413))
+async def _require_one_file(request: Request) -> None:
+    form = await request.form()  # read already: this is what the endpoint gets
+    given = [name for name, _ in form.multi_items()]
+    require_known(given, ["file", "name"], what="form field")
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    responses=answers(409, 413),
+    dependencies=[Depends(_require_one_file)],
+)
 def upload_dataset(
     db: Db,
     config: Config,

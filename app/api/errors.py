@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.domain import errors
 from app.domain.groups import shown
@@ -175,16 +176,36 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error.__cause__, errors.LoradError):
         # FastAPI wraps whatever stops the reading of a body, such as our limit of its size.
         return _on_lorad_error(request, error.__cause__)
+    path, headers = request.url.path, dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(_methods_at(request))
+    remedy = "leave out the slash at its end" if path.endswith("/") else "see /openapi.json"
     messages = {
-        400: f"the body cannot be read; send what /docs says ({error.detail})",
-        404: f"there is nothing at {request.url.path}",
-        405: f"{request.method} is not possible at {request.url.path}",
+        400: f"the body cannot be read; send what /openapi.json says ({error.detail})",
+        404: f"there is nothing at {path}; {remedy}",
+        405: f"{request.method} is not possible at {path}; possible: {headers.get('allow')}",
     }
     message = messages.get(error.status_code, str(error.detail))
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     answer = response(error.status_code, message, code=code)
-    answer.headers.update(error.headers or {})
+    answer.headers.update(headers)
     return answer
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Return the methods of all routes at a path; Starlette names those of the first one only."""
+    app: FastAPI = request.app
+    scope: dict[str, Any] = {
+        "type": "http",
+        "path": request.scope["path"],
+        "root_path": "",
+        "headers": [],
+    }
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
 
 
 def problem_of(error: dict[str, Any]) -> Problem:
@@ -194,9 +215,6 @@ def problem_of(error: dict[str, Any]) -> Problem:
     if "key" in context:
         location.append(str(context["key"]))
     param = shown(".".join(location)) or None
-    if error["type"] == "json_invalid":
-        message = f"the body is not valid JSON: {context.get('error', 'it cannot be read')}"
-        return Problem(message=message, param=None, code="invalid_json")
     if param is None and error["type"] in ("model_attributes_type", "model_type"):
         message = "the body must be a JSON object, sent with content-type: application/json"
     elif error["type"] == "missing":

@@ -12,7 +12,7 @@ from app.api import errors
 from app.db.engine import Database
 from app.db.keys import DEFAULT_PROJECT
 from app.domain import ids
-from app.domain.errors import LoradError, TooLarge, Unauthenticated, UntrustedHost
+from app.domain.errors import InvalidInput, LoradError, TooLarge, Unauthenticated, UntrustedHost
 from app.services import keys
 from app.settings import LOOPBACK_HOSTS, Settings
 
@@ -44,6 +44,7 @@ class Guard:
         try:
             self._check_host(scope)
             await self._check_key(scope)
+            _check_encoding(scope)
             limited = _limited(receive, self._limit(scope), Headers(scope=scope))
         except LoradError as error:
             refusal = errors.response(
@@ -88,6 +89,15 @@ class Guard:
         if scope["path"] in UPLOAD_PATHS:
             return self._settings.max_upload_bytes + _MULTIPART_OVERHEAD_BYTES
         return self._settings.max_body_bytes
+
+
+def _check_encoding(scope: Scope) -> None:
+    encoding = Headers(scope=scope).get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise InvalidInput(
+            f"a body with content-encoding {encoding[:40]!r} is not read; send it uncompressed",
+            code="unsupported_encoding",
+        )
 
 
 def _limited(receive: Receive, limit: int, headers: Headers) -> Receive:

@@ -20,6 +20,7 @@ from app.api.deps import (
 )
 from app.api.errors import answers, answers_beside_text
 from app.api.schemas import Deleted, Page, page_of, page_of_steps
+from app.api.strict import StrictRoute
 from app.domain.jobs import Job, JobEvent, JobState
 from app.domain.metrics import StepMetrics
 from app.domain.spec import JobSpec
@@ -131,9 +132,7 @@ def list_events(
     return page_of(found, limit)
 
 
-@router.get(
-    "/{job_id}/logs", response_class=PlainTextResponse, responses=answers_beside_text(404)
-)
+@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=answers_beside_text(404))
 def get_logs(
     job_id: JobId,
     db: Db,

@@ -11,6 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.deps import JobId, Parts, Project
 from app.api.errors import answers_beside_text
+from app.api.strict import StrictRoute
 from app.domain.errors import InvalidInput, NotFound, Unavailable
 from app.domain.jobs import Job
 from app.services import jobs, metrics

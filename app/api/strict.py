@@ -41,15 +41,16 @@ def require_known(given: Iterable[str], known: list[str], *, what: str) -> None:
     Raises:
         InvalidInput: One is not, or comes twice; its code is `unknown_<what>` or `repeated_<what>`.
     """
+    kind = what.replace(" ", "_")
     seen: set[str] = set()
     for name in given:
         if name not in known:
             hint = nearest(name, known) if known else f"there is no {what} here; leave it out"
             message = f"unknown {what} {shown(name)}; {hint}"
-            raise InvalidInput(message, param=name, code=f"unknown_{what}")
+            raise InvalidInput(message, param=name, code=f"unknown_{kind}")
         if name in seen:
             message = f"the {what} {name} is given twice; give it once"
-            raise InvalidInput(message, param=name, code=f"repeated_{what}")
+            raise InvalidInput(message, param=name, code=f"repeated_{kind}")
         seen.add(name)
 
 

@@ -119,7 +119,7 @@ class Client:
         )
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        return self._api.list_all(path_of("jobs", job_id, "checkpoints"), Checkpoint, limit=None)
+        return self._api.list_whole(path_of("jobs", job_id, "checkpoints"), Checkpoint)
 
     def logs(
         self, job_id: str, *, offset: int = 0, attempt: int | None = None
@@ -183,7 +183,7 @@ class Client:
         self._api.send("DELETE", path_of("datasets", dataset_id))
 
     def models(self) -> list[ModelEntry]:
-        return self._api.list_all("/models", ModelEntry, limit=None)
+        return self._api.list_whole("/models", ModelEntry)
 
     def open_stream(
         self, job_id: str, *, last_event_id: str, read_seconds: float

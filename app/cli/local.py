@@ -21,7 +21,8 @@ def settings(**options: object) -> "Settings":
     """Read the settings; options that were given go into the environment, so that children agree.
 
     Raises:
-        InvalidInput: A value is out of range; the message names its variable.
+        InvalidInput: A value is out of range, or two contradict each other; the message names the
+            variables.
     """
     # Loaded here, because pydantic takes as long as `lorad --help` may take.
     from pydantic import ValidationError
@@ -35,6 +36,8 @@ def settings(**options: object) -> "Settings":
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # it is about several variables, which its message names
+            raise InvalidInput(first["msg"].removeprefix("Value error, ")) from error
         variable = f"LORAD_{str(first['loc'][0]).upper()}"
         message = f"{variable} is {first['input']!r}: {first['msg']}"
         raise InvalidInput(message, param=variable) from error

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from app.domain.errors import InvalidInput
 from app.domain.spec import JobSpec
+from app.domain.strict_json import DuplicateKey, unique_keys
 
 # Stands for the data set that a dry run does not upload.
 PLACEHOLDER_DATASET = "ds-" + "0" * 24

@@ -128,6 +128,10 @@ class Transport:
             params[after] = getattr(page.data[-1], cursor)
         return items
 
+    def list_whole(self, path: str, model: type[M]) -> list[M]:
+        """Fetch a list that comes in one piece."""
+        return self.get(path, Page[model]).data
+
     @contextmanager
     def stream(
         self, path: str, *, headers: Mapping[str, str] | None = None, read_seconds: float = 30.0

@@ -171,7 +171,8 @@ def _start(settings: "Settings", children: list[Child], stop: _Stop) -> None:
     output.show_text(url)
     sys.stdout.flush()
     at = "" if settings.port == 8000 else f"LORAD_API_URL={url} "
-    output.say(f"lorad is up: {settings.slots} slot(s), home {settings.home}, docs at {url}/docs")
+    output.say(f"lorad is up: {settings.slots} slot(s), home {settings.home}")
+    output.say(f"  the whole API    {url}/openapi.json")
     output.say(f"  add a model      lorad models add smollm2 --home {settings.home}")
     output.say(f"  submit a job     {at}lorad submit examples/quickstart.yaml --watch")
     output.say(f"  list jobs        {at}lorad ls")

@@ -6,10 +6,11 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session
 
-from app.db.tables import CheckpointRow
+from app.db.tables import CheckpointRow, JobRow
 from app.domain import ids
 from app.domain.checkpoints import Checkpoint
 from app.domain.events import CheckpointEvent
+from app.domain.jobs import OWNED_STATES
 
 
 def insert(
@@ -112,6 +113,19 @@ def beyond_limit(session: Session, job_id: str, limit: int) -> Sequence[Checkpoi
         )
         .order_by(CheckpointRow.step.desc())
         .offset(limit)
+    )
+    return [to_checkpoint(row) for row in session.scalars(query)]
+
+
+def half_deleted(session: Session) -> Sequence[Checkpoint]:
+    """Return the checkpoints marked `deleting` of jobs that no worker owns."""
+    query = (
+        select(CheckpointRow)
+        .join(JobRow, JobRow.id == CheckpointRow.job_id)
+        .where(
+            CheckpointRow.status == "deleting",
+            JobRow.state.not_in([state.value for state in OWNED_STATES]),
+        )
     )
     return [to_checkpoint(row) for row in session.scalars(query)]
 

@@ -248,6 +248,12 @@ def expired(session: Session, *, grace_seconds: float) -> Sequence[JobRow]:
     return session.scalars(query).all()
 
 
+def states(session: Session, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Return the state of those of `job_ids` that have a row."""
+    query = select(JobRow.id, JobRow.state).where(JobRow.id.in_(job_ids))
+    return {job_id: JobState(state) for job_id, state in session.execute(query)}
+
+
 def owned(session: Session) -> Sequence[JobRow]:
     return session.scalars(select(JobRow).where(JobRow.state.in_(_OWNED))).all()
 

@@ -90,11 +90,15 @@ def metrics(
 def after(
     session: Session, job_id: str, *, fence: int, seq: int, limit: int
 ) -> Sequence[StoredEvent]:
-    """Return the events that follow (fence, seq) in the order they were written."""
+    """Return the events of the current branch behind (fence, seq), in the order of their writing.
+
+    A cursor may sit on an event that was superseded since.
+    """
     query = (
         select(TrainerEventRow)
         .where(
             TrainerEventRow.job_id == job_id,
+            TrainerEventRow.superseded.is_(False),
             tuple_(TrainerEventRow.fence, TrainerEventRow.seq) > (fence, seq),
         )
         .order_by(TrainerEventRow.fence, TrainerEventRow.seq)

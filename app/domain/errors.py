@@ -25,12 +25,6 @@ class InvalidInput(LoradError):
     default_code = "invalid_input"
 
 
-class NotAvailable(InvalidInput):
-    """The key or value is part of the design but not built yet."""
-
-    default_code = "not_available"
-
-
 class InvalidDataset(InvalidInput):
     default_code = "invalid_dataset"
 

@@ -17,5 +17,6 @@ def is_id(text: str, prefix: str) -> bool:
     return bool(_ID.fullmatch(text)) and text.startswith(f"{prefix}-")
 
 
-def is_any_id(text: str) -> bool:
-    return bool(_ID.match(text))
+def made_at(generated: str) -> float:
+    """Return when an id was made, in seconds since 1970 UTC."""
+    return int(generated.rpartition("-")[2][:12], 16) / 1000

@@ -1,11 +1,15 @@
 """Checkpoints from the user's side: list, verify, pin, delete, download."""
 
+import logging
+import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy.orm import Session
 
@@ -18,6 +22,8 @@ from app.domain.errors import CheckpointUnusable, InUse, InvalidInput, NotFound
 from app.domain.runs import FINAL_FOLDER, attempt_folder, checkpoint_folder
 from app.services import jobs
 from app.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _MAX_STEP_DIGITS = 9  # more than max_steps can have, and less than overflows the column
@@ -146,13 +152,21 @@ def delete(db: Database, settings: Settings, project_id: str, job_id: str, which
 
 
 def remove_files(db: Database, settings: Settings, checkpoint: Checkpoint) -> None:
-    """Delete a checkpoint that is marked `deleting`: first out of sight, then off the disk."""
+    """Delete a checkpoint that is marked `deleting`: first out of sight, then off the disk.
+
+    What the disk does not let go of stays marked; the sweeper comes back for it.
+    """
     folder = folder_of(settings, checkpoint)
     trash = folder.with_name(f".trash-{checkpoint.id}")
-    failpoints.hit("checkpoint.delete")
-    if folder.is_dir():
-        folder.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    try:
+        failpoints.hit("checkpoint.delete")
+        if folder.is_dir():
+            folder.rename(trash)
+        if trash.exists():
+            shutil.rmtree(trash)
+    except OSError as error:
+        _log.warning("checkpoint %s is not deleted yet: %s", checkpoint.id, error)
+        return
     with db.write() as session:
         checkpoint_queries.remove(session, checkpoint.id)
 
@@ -182,17 +196,46 @@ def adapter_folder(
     return folder
 
 
-def zipped(folder: Path) -> Iterator[bytes]:
-    """Yield a zip archive of the adapter's files piece by piece, never holding a file in memory."""
+def zipped(folder: Path) -> Generator[bytes]:
+    """Return a zip archive of the adapter's files piece by piece, never holding a file in memory.
+
+    Every file is open when this returns, so that a deletion from then on takes nothing away.
+
+    Raises:
+        CheckpointUnusable: It was deleted since it was verified.
+    """
+    pieces = _zip_pieces(folder)
+    try:
+        next(pieces)
+    except OSError as error:
+        raise CheckpointUnusable(f"{folder.name} was deleted at this moment") from error
+    return pieces
+
+
+def _zip_pieces(folder: Path) -> Generator[bytes]:
+    """Yield nothing once every file is open, then the archive; closing it closes the files."""
     sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        for name in (*ADAPTER_FILES, MANIFEST_NAME):
-            info = zipfile.ZipInfo.from_file(folder / name, name)
-            with (folder / name).open("rb") as source, archive.open(info, "w") as target:
-                while chunk := source.read(_CHUNK_BYTES):
-                    target.write(chunk)
-                    yield sink.take()
+    with ExitStack() as stack:
+        names = (*ADAPTER_FILES, MANIFEST_NAME)
+        sources = {name: stack.enter_context((folder / name).open("rb")) for name in names}
+        yield b""
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+            for name, source in sources.items():
+                with archive.open(_entry(name, source), "w") as target:
+                    while chunk := source.read(_CHUNK_BYTES):
+                        target.write(chunk)
+                        yield sink.take()
     yield sink.take()
+
+
+def _entry(name: str, source: BinaryIO) -> zipfile.ZipInfo:
+    """Describe an open file; its path may be gone."""
+    found = os.fstat(source.fileno())
+    written = datetime.fromtimestamp(found.st_mtime, UTC)
+    info = zipfile.ZipInfo(name, written.timetuple()[:6])
+    info.external_attr = (found.st_mode & 0xFFFF) << 16
+    info.file_size = found.st_size
+    return info
 
 
 class _Sink(RawIOBase):

@@ -11,15 +11,16 @@ from app.db.engine import Database
 from app.db.jobs import JobRow
 from app.db.types import db_now
 from app.domain.errors import LoradError
-from app.domain.jobs import Actor, Desired, JobState
+from app.domain.jobs import OWNED_STATES, Actor, Desired, JobState
 from app.queue import Doorbell
-from app.services import catalog, runs, workers
+from app.services import catalog, runs, sweep, workers
 from app.settings import Settings
 from app.stream import LiveStream
 
 _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 2.0
+_SWEEP_SECONDS = 60.0
 
 
 class Reconciler:
@@ -36,6 +37,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         # After its own start or outage it waits one lease, so that live workers renew first.
         self._reap_from = time.monotonic() + settings.lease_seconds
+        self._sweep_from = time.monotonic()
 
     def start(self) -> None:
         self._thread.start()
@@ -45,13 +47,16 @@ class Reconciler:
         self._thread.join(timeout=5)
 
     def run_once(self) -> None:
-        """Settle what lost its worker, then ring for what waits."""
+        """Settle what lost its worker, ring for what waits, and now and then clean up."""
         for job_id in settle_dead(self._db, self._settings):
             self._stream.state_changed(job_id)
         if time.monotonic() >= self._reap_from:
             for job_id in settle_expired(self._db, self._settings):
                 self._stream.state_changed(job_id)
         ring_for_forgotten(self._db, self._settings, self._doorbell)
+        if time.monotonic() >= self._sweep_from:
+            self._sweep_from = time.monotonic() + _SWEEP_SECONDS
+            sweep.sweep(self._db, self._settings)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._settings.reconcile_seconds):
@@ -106,14 +111,22 @@ def ring_for_forgotten(db: Database, settings: Settings, doorbell: Doorbell) -> 
 
 
 def _settle(
-    db: Database, settings: Settings, row: JobRow, *, what: str, only_expired: bool
+    db: Database, settings: Settings, seen: JobRow, *, what: str, only_expired: bool
 ) -> bool:
-    """Move an ownerless job to where the state table sends it; False when someone was faster."""
-    target, reason, values = _outcome(settings, row, what)
-    guards = [job_queries.JobRow.fence == row.fence]
+    """Move an ownerless job to where the state table sends it; False when someone was faster.
+
+    Args:
+        seen: The job as it was when its worker was found to be gone. What is asked of it may have
+            changed since, so that is read again under the lock.
+    """
+    guards = [job_queries.JobRow.fence == seen.fence]
     if only_expired:
         guards.append(job_queries.JobRow.lease_expires_at < db_now(-_GRACE_SECONDS))
     with db.write() as session:
+        row = job_queries.get(session, seen.id, lock=True)
+        if row is None or JobState(row.state) not in OWNED_STATES:
+            return False
+        target, reason, values = _outcome(settings, row, what)
         moved = job_queries.transition(
             session,
             row.id,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app.db import checkpoints as checkpoint_queries
@@ -13,11 +14,12 @@ from app.db.jobs import JobRow
 from app.db.types import db_now
 from app.domain.checkpoints import Checkpoint
 from app.domain.errors import CheckpointUnusable, Conflict, InvalidInput, NotFound, StateConflict
-from app.domain.groups import shown
+from app.domain.groups import canonical
 from app.domain.jobs import RESUMABLE_STATES, Actor, Desired, Job, JobState, allowed_requests
 from app.domain.spec import JobSpec, TrainingSpec
 from app.services import checkpoints, jobs
 from app.services.jobs import Outside
+from app.settings import Settings
 
 CHANGEABLE = (
     "max_steps",
@@ -77,23 +79,45 @@ def _require_stopped(row: JobRow) -> None:
 
 
 def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
-    refused = sorted(set(changes) - set(CHANGEABLE))
+    given = _canonical(changes)
+    refused = sorted(set(given) - set(CHANGEABLE))
     if refused:
-        key = shown(refused[0])
         raise Conflict(
-            f"training.{key} cannot change on resume, it would be another run; "
+            f"training.{refused[0]} cannot change on resume, it would be another run; "
             f"only {', '.join(CHANGEABLE)} can (submit a new job for the rest)",
-            param=f"training.{key}",
+            param=f"training.{refused[0]}",
             code="not_changeable",
         )
+    steps = spec.training.max_steps
+    if steps is not None and "num_train_epochs" in given and "max_steps" not in given:
+        raise Conflict(
+            f"training.num_train_epochs changes nothing while training.max_steps is {steps}; "
+            "change training.max_steps, or set it to null to count in epochs",
+            param="training.max_steps",
+            code="max_steps_wins",
+        )
     try:
-        training = TrainingSpec.model_validate({**spec.training.model_dump(), **changes})
+        training = TrainingSpec.model_validate({**spec.training.model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
         key = first.get("ctx", {}).get("key") or ".".join(map(str, first["loc"]))
         message = first["msg"] if "key" in first.get("ctx", {}) else f"{key}: {first['msg']}"
         raise InvalidInput(message, param=f"training.{key}", code=_code(first["type"])) from error
     return spec.model_copy(update={"training": training})
+
+
+def _canonical(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes under our names.
+
+    Raises:
+        InvalidInput: A key is unknown, or an alias contradicts its key.
+    """
+    try:
+        return canonical(changes, TrainingSpec)
+    except PydanticCustomError as error:
+        key = (error.context or {}).get("key")
+        param = "training" if key is None else f"training.{key}"
+        raise InvalidInput(error.message(), param=param, code=error.type) from error
 
 
 def _code(error_type: str) -> str:
@@ -205,7 +229,63 @@ def _requeue(
     )
     if not moved:
         raise StateConflict(f"job {row.id} changed while it was being resumed; try again")
+    if start is not None:
+        _require_still_there(session, start)
     leave_behind(session, row.id, after_step=step, before_fence=row.fence + 1)
+
+
+def _require_still_there(session: Session, start: Checkpoint) -> None:
+    """Look again, now that the job is locked: the files were verified before."""
+    found = checkpoint_queries.get(session, start.job_id, start.id)
+    if found is None or found.status != "committed" or found.superseded:
+        raise CheckpointUnusable(
+            f"checkpoint {start.step} was deleted, broke or was left behind while the job was "
+            "being resumed; try again",
+            param="checkpoint",
+        )
+
+
+def choose(
+    db: Database, settings: Settings, job_id: str, *, wanted_id: str | None
+) -> Checkpoint | None:
+    """Return the furthest good checkpoint of the branch, not past the wanted one; None is step 0.
+
+    Those that do not verify are marked corrupt on the way.
+    """
+    wanted: Checkpoint | None = None
+    if wanted_id is not None:
+        with db.read() as session:
+            wanted = checkpoint_queries.get(session, job_id, wanted_id)
+    up_to_step = None if wanted is None else wanted.step
+    while True:
+        with db.read() as session:
+            newest = checkpoint_queries.latest(session, job_id, up_to_step=up_to_step)
+        if newest is None:
+            return None
+        try:
+            checkpoints.require_good(db, settings, newest)
+        except CheckpointUnusable:
+            continue  # it is marked corrupt now, so the next look finds the one before it
+        return newest
+
+
+def tell_fallback(
+    session: Session, job_id: str, attempt: int, wanted_id: str, start: Checkpoint | None
+) -> None:
+    """Record that an attempt does not start where its user wanted it to."""
+    step = 0 if start is None else start.step
+    job_queries.add_event(
+        session,
+        job_id,
+        "resume_fallback",
+        f"checkpoint {wanted_id} cannot be used any more; continuing from step {step} instead",
+        attempt=attempt,
+        data={
+            "step": step,
+            "checkpoint_id": None if start is None else start.id,
+            "wanted_checkpoint_id": wanted_id,
+        },
+    )
 
 
 def leave_behind(session: Session, job_id: str, *, after_step: int, before_fence: int) -> None:

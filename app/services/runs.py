@@ -17,7 +17,7 @@ from app.db.types import db_now
 from app.domain import failpoints
 from app.domain.checkpoints import Checkpoint
 from app.domain.datasets import Dataset
-from app.domain.errors import CheckpointUnusable, Fenced
+from app.domain.errors import Fenced
 from app.domain.events import (
     CheckpointEvent,
     FinishedEvent,
@@ -88,9 +88,13 @@ def begin(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
     Raises:
         Fenced: Another attempt owns the job.
     """
-    start = _choose(db, settings, run)
+    start = resume.choose(db, settings, run.job_id, wanted_id=run.resume_checkpoint_id)
     step = 0 if start is None else start.step
     with db.write() as session:
+        # Read here, not from the claim: after a commit whose answer was lost, it was told already.
+        wanted_id = _locked(session, run).resume_checkpoint_id
+        if wanted_id is not None and (start is None or start.id != wanted_id):
+            resume.tell_fallback(session, run.job_id, run.attempt, wanted_id, start)
         _require_owner(session, run, {"resume_checkpoint_id": None})
         resume.leave_behind(session, run.job_id, after_step=step, before_fence=run.fence)
         job_queries.start_attempt_at(
@@ -162,20 +166,35 @@ def move(
 
 
 def fail(db: Database, run: Claimed, source: JobState, error: JobError) -> None:
-    """Settle a job as failed for good."""
-    values = {"error": error.model_dump()}
+    """Settle a job as failed for good.
+
+    A failure that trying again would repeat wins over a pause or cancel that came meanwhile, so
+    what was asked is cleared: a failed job waits for nothing.
+    """
+    values = {"error": error.model_dump(), "desired": Desired.RUN.value}
     with db.write() as session:
         _settle(session, run, source, JobState.FAILED, error.code, error.message, values)
 
 
 def succeed(db: Database, run: Claimed, finished: FinishedEvent) -> None:
-    """Settle a job whose last event is stored and whose final adapter verified."""
+    """Settle a job whose last event is stored and whose final adapter verified.
+
+    A cancel that was accepted before this moment still cancels it; a pause came too late.
+
+    Raises:
+        Fenced: Another attempt owns the job.
+    """
     values = {
+        "desired": Desired.RUN.value,
         "final_attempt": run.attempt,
         "final_manifest_sha256": finished.manifest_sha256,
     }
     message = f"trained {finished.step} steps"
     with db.write() as session:
+        row = job_queries.get(session, run.job_id, lock=True)
+        if row is not None and row.desired == Desired.CANCEL:
+            _end_as_wished(session, run, JobState.FINALIZING, Desired.CANCEL, message)
+            return
         _settle(session, run, JobState.FINALIZING, JobState.SUCCEEDED, None, message, values)
 
 
@@ -213,7 +232,7 @@ def crash(db: Database, settings: Settings, run: Claimed, source: JobState, what
     with db.write() as session:
         row = _locked(session, run)
         if row.desired != Desired.RUN:
-            _stop_after_crash(session, run, source, Desired(row.desired), what)
+            _end_as_wished(session, run, source, Desired(row.desired), what)
             return
         streak = row.crash_streak + 1
         if streak >= settings.max_crashes:
@@ -240,7 +259,7 @@ def give_back(db: Database, settings: Settings, run: Claimed, source: JobState, 
     with db.write() as session:
         row = _locked(session, run)
         if row.desired != Desired.RUN:
-            _stop_after_crash(session, run, source, Desired(row.desired), what)
+            _end_as_wished(session, run, source, Desired(row.desired), what)
             return
         wait_seconds = settings.ring_again_seconds
         values = {"not_before": db_now(wait_seconds), "rung_at": db_now()}
@@ -277,24 +296,6 @@ def retire(db: Database, settings: Settings, run: Claimed) -> None:
         checkpoints.remove_files(db, settings, each)
 
 
-def _choose(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
-    wanted: Checkpoint | None = None
-    if run.resume_checkpoint_id is not None:
-        with db.read() as session:
-            wanted = checkpoint_queries.get(session, run.job_id, run.resume_checkpoint_id)
-    up_to_step = None if wanted is None else wanted.step
-    while True:
-        with db.read() as session:
-            newest = checkpoint_queries.latest(session, run.job_id, up_to_step=up_to_step)
-        if newest is None:
-            return None
-        try:
-            checkpoints.require_good(db, settings, newest)
-        except CheckpointUnusable:
-            continue  # it is marked corrupt now, so the next look finds the one before it
-        return newest
-
-
 def _locked(session: Session, run: Claimed) -> JobRow:
     """Return the owned row, held until the end of the transaction so that no request changes it."""
     row = job_queries.get(session, run.job_id, lock=True)
@@ -303,7 +304,7 @@ def _locked(session: Session, run: Claimed) -> JobRow:
     return row
 
 
-def _stop_after_crash(
+def _end_as_wished(
     session: Session, run: Claimed, source: JobState, desired: Desired, what: str
 ) -> None:
     target = JobState.CANCELLED if desired is Desired.CANCEL else JobState.PAUSED
@@ -353,6 +354,7 @@ def _require_owner(session: Session, run: Claimed, values: Mapping[str, Any]) ->
 
 
 def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
+    """Return how far the events say the job is; only work that was done moves it."""
     values: dict[str, Any] = {}
     for event in events:
         match event:
@@ -361,8 +363,10 @@ def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
             case StepEvent():
                 measured = event.metrics
                 values |= {"step": event.step, "epoch": measured.epoch, "loss": measured.loss}
+            case CheckpointEvent():
+                values["step"] = event.step
             case _:
-                values["step"] = max(event.step, values.get("step", event.step))
+                pass
     return values
 
 

@@ -1,8 +1,10 @@
 """Tool tasks from the user's side: ask a worker for something short, and wait for its answer."""
 
 import shutil
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +28,12 @@ from app.settings import Settings
 
 BASE = "base"
 _MAX_PROMPTS = 16
+# Each call holds a thread of the API until a worker answers, and all requests share those threads.
+_MAX_CALLS = 4
+_calls = threading.BoundedSemaphore(_MAX_CALLS)
+# A file on a shared disk may appear a moment after the message that tells of it.
+_LATE_FILE_SECONDS = 2.0
+_POLL_SECONDS = 0.1
 
 
 class GenerateBody(BaseModel):
@@ -65,22 +73,23 @@ def generate(
         NotFound: No such job or checkpoint.
         CheckpointUnusable: The checkpoint does not verify.
         NoWorker: No worker is running.
-        Unavailable: The worker failed, or took too long.
+        Unavailable: The worker failed or took too long, or enough others are being answered.
     """
     settings = outside.settings
     _require_user_turns(body.messages)
     with db.read() as session:
         spec = JobSpec.model_validate(jobs.require(session, project_id, job_id).spec)
     model = catalog.require_model(settings, spec.base_model)
-    adapter, label = _adapter(db, settings, project_id, job_id, str(body.checkpoint))
-    _require_worker(db, settings)
-    request = GenerateRequest(
-        model_folder=model.path,
-        adapter_folder=adapter,
-        prompts=tuple(tuple(prompt) for prompt in body.messages),
-        max_new_tokens=body.max_new_tokens,
-    )
-    result = _ask(outside, request)
+    with _place_for_a_call():
+        adapter, label = _adapter(db, settings, project_id, job_id, str(body.checkpoint))
+        _require_worker(db, settings)
+        request = GenerateRequest(
+            model_folder=model.path,
+            adapter_folder=adapter,
+            prompts=tuple(tuple(prompt) for prompt in body.messages),
+            max_new_tokens=body.max_new_tokens,
+        )
+        result = _ask(outside, request)
     return Generation(checkpoint=label, answers=list(result.answers), seconds=result.seconds)
 
 
@@ -95,6 +104,24 @@ def _require_user_turns(prompts: Sequence[Sequence[Message]]) -> None:
             raise InvalidInput(
                 "a conversation must end with a user turn", param=f"messages.{index}"
             )
+
+
+@contextmanager
+def _place_for_a_call() -> Generator[None]:
+    """Hold one of the few places, so that slow answers leave threads for all other requests.
+
+    Raises:
+        Unavailable: All are taken.
+    """
+    if not _calls.acquire(blocking=False):
+        raise Unavailable(
+            f"{_MAX_CALLS} other calls are waiting for their answers; try again in a moment",
+            code="tools_busy",
+        )
+    try:
+        yield
+    finally:
+        _calls.release()
 
 
 def _adapter(
@@ -141,13 +168,22 @@ def _ask(outside: Outside, request: GenerateRequest) -> GenerateResult:
 def _answer(outside: Outside, task_id: str, result_file: Path) -> GenerateResult:
     seconds = outside.settings.tool_seconds
     deadline = time.monotonic() + seconds
-    outside.stream.wait_for_tool(task_id, seconds=seconds)
+    is_done = outside.stream.wait_for_tool(task_id, seconds=seconds)
+    if is_done:
+        deadline = time.monotonic() + _LATE_FILE_SECONDS
     # When Redis went away meanwhile, the file still comes.
     while not result_file.is_file():
         if time.monotonic() > deadline:
-            raise Unavailable(f"no worker answered within {seconds:.0f} s", code="tool_timeout")
-        time.sleep(0.1)
+            raise _no_answer(seconds, is_done=is_done)
+        time.sleep(_POLL_SECONDS)
     result = TOOL_RESULT.validate_json(result_file.read_bytes())
     if isinstance(result, GenerateResult):
         return result
     raise Unavailable(f"the worker could not do it: {result.message}", code=result.code)
+
+
+def _no_answer(seconds: float, *, is_done: bool) -> Unavailable:
+    if is_done:
+        message = "the tool process ended without an answer; see the worker's log"
+        return Unavailable(message, code="tool_failed")
+    return Unavailable(f"no worker answered within {seconds:.0f} s", code="tool_timeout")

@@ -1,5 +1,6 @@
 """A job that cannot run is refused by name, with a remedy, and nothing of it is stored."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -181,10 +182,10 @@ BODIES: dict[str, tuple[bytes, dict[str, str], int]] = {
     "empty": (b"", JSON, 422),
     "null": (b"null", JSON, 422),
     "a list": (b"[]", JSON, 422),
-    "not UTF-8": (b'{"name": "\xff"}', JSON, 400),
-    "nested too deep": (b"[" * 100_000, JSON, 400),
+    "not UTF-8": (b'{"name": "\xff"}', JSON, 422),
+    "nested too deep": (b"[" * 100_000, JSON, 422),
     "nested deep": (b'{"metadata":' + b"[" * 200 + b"]" * 200 + b"}", JSON, 422),
-    "too many digits": (b'{"seed": ' + b"9" * 5000 + b"}", JSON, 400),
+    "too many digits": (b'{"seed": ' + b"9" * 5000 + b"}", JSON, 422),
     "NaN": (b'{"training": {"learning_rate": NaN}}', JSON, 422),
     "Infinity": (b'{"training": {"max_grad_norm": Infinity}}', JSON, 422),
     "a form": (b"a=b", {"content-type": "application/x-www-form-urlencoded"}, 422),
@@ -202,6 +203,53 @@ def test_a_body_that_is_no_spec_is_refused(client: TestClient, name: str):
 
     refusal(answer, status)
     assert client.get("/jobs").json()["data"] == []
+
+
+UNREADABLE: dict[str, tuple[bytes, str]] = {
+    "no JSON": (b'{"a": }', "line 1 column 7"),
+    "not UTF-8": (b'{"name": "\xff"}', "byte 10 is not UTF-8"),
+    "nested too deep": (b"[" * 100_000, "nested too deep"),
+    "too many digits": (b'{"seed": ' + b"9" * 10_000 + b"}", "too many digits"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_json_that_cannot_be_read_says_why_and_what_to_send(client: TestClient, name: str):
+    content, reason = UNREADABLE[name]
+
+    error = refusal(client.post("/jobs", content=content, headers=JSON), 422)
+
+    assert error["code"] == "invalid_json"
+    assert reason in error["message"]
+    assert "send one JSON object" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/datasets"])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_compressed_body_is_told_to_come_uncompressed(
+    client: TestClient, spec: dict[str, Any], path: str
+):
+    content = gzip.compress(json.dumps(spec).encode())
+
+    answer = client.post(path, content=content, headers={**JSON, "content-encoding": "gzip"})
+
+    error = refusal(answer, 422)
+    assert error["code"] == "unsupported_encoding"
+    assert "'gzip'" in error["message"]
+    assert "uncompressed" in error["message"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_key_given_twice_is_refused_at_any_depth(client: TestClient, spec: dict[str, Any]):
+    text = json.dumps({**spec, "training": {"max_steps": 3}})
+    twice = text.replace('"max_steps": 3', '"max_steps": 3, "max_steps": 4')
+
+    error = refusal(client.post("/jobs", content=twice, headers=JSON), 422)
+
+    assert (error["param"], error["code"]) == ("max_steps", "duplicate_key")
+    assert client.get("/jobs").json()["data"] == []
+    assert client.post("/jobs", content=text, headers=JSON).status_code == 201
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])

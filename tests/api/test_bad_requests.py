@@ -1,5 +1,7 @@
 """Addresses, cursors, numbers and methods that make no sense are refused, never a fault."""
 
+from urllib.parse import quote
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -164,15 +166,55 @@ def test_a_wrong_method_is_a_405_in_our_envelope(client: TestClient):
     answer = client.put("/jobs")
 
     assert "PUT is not possible at /jobs" in refusal(answer, 405)["message"]
-    assert "POST" in answer.headers["allow"] or "GET" in answer.headers["allow"]
+    assert answer.headers["allow"] == "GET, POST"
+    assert client.put(f"/jobs/{IDS['unknown']}").headers["allow"] == "GET, DELETE"
+    assert client.put("/openapi.json").headers["allow"] == "GET, HEAD"
 
 
 def test_an_address_without_anything_is_a_404_in_our_envelope(client: TestClient):
     assert "/job" in refusal(client.get("/job"), 404)["message"]
 
 
-def test_of_a_parameter_given_twice_and_one_unknown_nothing_breaks(client: TestClient):
-    answer = client.get("/jobs?limit=1&limit=2&unknown=1&after=")
+@pytest.mark.parametrize("path", ["/jobs/", "/datasets/", "/jobs/x/", "/healthz/"])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_slash_too_many_is_a_404_that_says_so(client: TestClient, path: str):
+    for method in ("GET", "POST"):
+        answer = client.request(method, path, follow_redirects=False)
 
-    refusal(answer, 422)
-    assert client.get("/jobs?limit=1&limit=2&unknown=1").status_code == 200
+        assert "leave out the slash" in refusal(answer, 404)["message"]
+
+
+# (path after the job or from the root, what it is told)
+UNKNOWN_PARAMETERS = [
+    ("/jobs", "stat", "did you mean state?"),
+    ("/jobs", "max_points", "valid keys: after, limit, state"),
+    ("/jobs", "\ud800", "unknown parameter"),
+    ("/datasets", "project", "valid keys: after, limit"),
+    ("/models", "limit", "there is no parameter here"),
+    ("/metrics", "max_points", "valid keys: after_step, include, limit"),
+    ("/stream", "last_event_id", "there is no parameter here"),
+    ("/checkpoints/1/pin", "pined", "did you mean pinned?"),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "words"), UNKNOWN_PARAMETERS)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_unknown_parameter_is_refused_with_the_nearest_one(
+    client: TestClient, driver: Driver, path: str, name: str, words: str
+):
+    from_root = path in ("/jobs", "/datasets", "/models")
+    method = "POST" if path.endswith("/pin") else "GET"
+    url = path if from_root else f"/jobs/{driver.submit()}{path}"
+
+    answer = client.request(method, f"{url}?{quote(name, errors='replace')}=1")
+
+    error = refusal(answer, 422)
+    assert error["code"] == "unknown_parameter"
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_parameter_given_twice_is_refused(client: TestClient):
+    error = refusal(client.get("/jobs?limit=1&limit=2"), 422)
+
+    assert (error["param"], error["code"]) == ("limit", "repeated_parameter")

@@ -37,6 +37,7 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
     "two formats": (GOOD + b'{"text": "a"}\n', ["several formats", "text from line 2"]),
     "unknown keys": (b'{"question": "a"}\n', ["line 1", "keys found: question"]),
     "deep": (b"[" * 100_000 + b"\n", ["line 1", "not valid JSON"]),
+    "a key twice": (b'{"text": "a", "text": "b"}\n', ["line 1", "text is given twice"]),
     "half a character": (b'{"text": "\\ud800"}\n', ["line 1", "surrogate"]),
 }
 
@@ -113,7 +114,27 @@ def test_a_form_without_a_file_is_refused(client: TestClient, name: str):
 
     answer = client.post("/datasets", content=content, headers={"content-type": kind})
 
-    refusal(answer, status)
+    error = refusal(answer, status)
+    assert status == 422 or "/openapi.json" in error["message"]
+    assert client.get("/datasets").json()["data"] == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_unknown_form_field_is_refused(client: TestClient):
+    error = refusal(upload(client, GOOD, nam="mine"), 422)
+
+    assert (error["param"], error["code"]) == ("nam", "unknown_form_field")
+    assert "did you mean name?" in error["message"]
+    assert client.get("/datasets").json()["data"] == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_second_file_is_refused(client: TestClient):
+    files = [("file", ("a.jsonl", GOOD)), ("file", ("b.jsonl", GOOD))]
+
+    error = refusal(client.post("/datasets", files=files), 422)
+
+    assert (error["param"], error["code"]) == ("file", "repeated_form_field")
     assert client.get("/datasets").json()["data"] == []
 
 

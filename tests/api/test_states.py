@@ -139,14 +139,14 @@ def test_resuming_changes_only_what_leaves_it_the_same_run(client: TestClient, d
 
     other = refusal(resume(per_device_train_batch_size=8), 409)
     wrong = refusal(resume(learning_rate=-1), 422)
-    odd = refusal(resume(**{"\ud83d": 1}), 409)
+    odd = refusal(resume(**{"\ud83d": 1}), 422)
     taken = resume(learning_rate=1e-5, logging_steps=2)
 
     assert other["param"] == "training.per_device_train_batch_size"
     assert "learning_rate" in other["message"]
     assert wrong["param"] == "training.learning_rate"
     assert "learning_rate" in wrong["message"]
-    assert odd["code"] == "not_changeable"
+    assert odd["code"] == "unknown_key"
     assert taken.json()["spec"]["training"]["learning_rate"] == 1e-5
 
 

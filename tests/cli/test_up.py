@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
@@ -47,6 +48,7 @@ class Up:
         assert self.process.stdout is not None
         url = self.process.stdout.readline().strip()
         assert url, self.process.communicate()[1]
+        self.url = url
         self.client = Client(url)
         self.family = psutil.Process(self.process.pid).children(recursive=True)
 
@@ -153,6 +155,19 @@ def test_ctrl_c_saves_running_jobs_for_the_next_start(start_up, rows):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.services
+def test_the_first_words_of_up_name_an_address_that_is_there(start_up):
+    up = start_up()
+    served = httpx2.get(f"{up.url}/openapi.json")
+
+    up.process.send_signal(signal.SIGINT)
+
+    said = up.process.communicate(timeout=60)[1]
+    assert f"{up.url}/openapi.json" in said
+    assert "/docs" not in said
+    assert served.json()["info"]["title"] == "lorad"
+
+
 def test_a_home_that_is_a_file_is_refused(lorad, tmp_path):
     (tmp_path / "home").write_text("")
 
@@ -209,6 +224,19 @@ def test_a_strange_setting_is_named(lorad, tmp_path, monkeypatch):
 
     assert done.code == 2
     assert "LORAD_LEASE_SECONDS is 'soon'" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "serve", "worker", "migrate"])
+def test_a_lease_that_one_lost_heartbeat_ends_is_refused(lorad, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("LORAD_HEARTBEAT_SECONDS", "5")
+    monkeypatch.setenv("LORAD_LEASE_SECONDS", "10")
+
+    done = lorad(command, "--home", str(tmp_path / "home"))
+
+    assert done.code == 2
+    assert done.stderr.startswith("error: LORAD_LEASE_SECONDS is 10;")
+    assert "LORAD_HEARTBEAT_SECONDS (5)" in done.stderr
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.fixture

@@ -4,19 +4,30 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from app.db import workers as worker_queries
 from app.db.engine import Database
 from app.db.keys import DEFAULT_PROJECT
 from app.domain import ids
 from app.domain.checkpoints import ADAPTER_FILES, MANIFEST_NAME, STATE_FILES, Manifest, ManifestFile
-from app.domain.events import CheckpointEvent, FinishedEvent, ReadyEvent, StepEvent, TrainerEvent
+from app.domain.events import (
+    CheckpointEvent,
+    FailedEvent,
+    FinishedEvent,
+    NoticeEvent,
+    ReadyEvent,
+    StepEvent,
+    StoppedEvent,
+    TrainerEvent,
+)
 from app.domain.jobs import Desired, Job, JobError, JobState
 from app.domain.metrics import StepMetrics
 from app.domain.runs import FINAL_FOLDER, attempt_folder, checkpoint_folder_name
@@ -57,6 +68,20 @@ class FakeStream(LiveStream):
 
     def state_changed(self, job_id: str) -> None:
         self.nudges.append(job_id)
+
+
+class Interrupted(Database):
+    """A database on which somebody else acts just before the next write."""
+
+    def __init__(self, url: str, act: Callable[[], object]) -> None:
+        super().__init__(url)
+        self._act: Callable[[], object] | None = act
+
+    def write(self) -> AbstractContextManager[Session]:
+        act, self._act = self._act, None
+        if act is not None:
+            act()
+        return super().write()
 
 
 class Driver:
@@ -178,13 +203,17 @@ class Driver:
             if step % save_every == 0:
                 self.checkpoint(run, step)
 
-    def succeed(self, run: Claimed, step: int = TOTAL_STEPS) -> None:
+    def finish(self, run: Claimed, step: int = TOTAL_STEPS) -> FinishedEvent:
+        """Write the final adapter, report it and bring the job to `finalizing`."""
         folder = self.attempt(run) / FINAL_FOLDER
         sha256 = write_folder(folder, run, step=step, kind="final", names=ADAPTER_FILES)
         event = FinishedEvent(**self._line(run), step=step, manifest_sha256=sha256, num_tokens=1000)
         self.record(run, event)
         self.move(run, JobState.RUNNING, JobState.FINALIZING)
-        runs.succeed(self.db, run, event)
+        return event
+
+    def succeed(self, run: Claimed, step: int = TOTAL_STEPS) -> None:
+        runs.succeed(self.db, run, self.finish(run, step))
 
     def stop(self, run: Claimed, source: JobState = JobState.RUNNING) -> JobState:
         """Stop the trainer and settle by what is asked of the job."""
@@ -198,6 +227,15 @@ class Driver:
         runs.crash(self.db, self.settings, run, source, "the trainer died")
 
     # What only time does.
+
+    @contextmanager
+    def interrupted(self, act: Callable[[], object]) -> Generator[Database]:
+        """Yield the database as somebody sees it to whom `act` happens before the next write."""
+        slow = Interrupted(self.settings.sqlalchemy_url, act)
+        try:
+            yield slow
+        finally:
+            slow.close()
 
     def sql(self, statement: str, **values: Any) -> Any:
         with self.db.write() as session:
@@ -264,6 +302,15 @@ class Driver:
             dtype="float32",
             startup_seconds=0.1,
         )
+
+    def notice(self, run: Claimed, *, step: int) -> NoticeEvent:
+        return NoticeEvent(**self._line(run), step=step, code="by_hand", message="by hand")
+
+    def stopped(self, run: Claimed, *, step: int) -> StoppedEvent:
+        return StoppedEvent(**self._line(run), step=step, reason="pause")
+
+    def failed(self, run: Claimed, *, step: int) -> FailedEvent:
+        return FailedEvent(**self._line(run), step=step, code="by_hand", message="by hand")
 
     def step(self, run: Claimed, step: int) -> StepEvent:
         metrics = StepMetrics(

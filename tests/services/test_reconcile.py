@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from app.db.keys import DEFAULT_PROJECT
 from app.domain.jobs import Desired, JobState
-from app.services import reconcile, runs, workers
+from app.services import jobs, reconcile, runs, workers
 from app.services.reconcile import Reconciler
 from tests.services.driver import Driver
 
@@ -47,6 +48,23 @@ def test_a_job_whose_lease_expired_goes_where_the_table_says(
     assert [row[0] for row in saved] == [5]
     outcomes = driver.sql("SELECT outcome FROM attempts ORDER BY attempt DESC")
     assert outcomes[0][0] == "lost"
+
+
+@pytest.mark.parametrize(("verb", "end"), [("pause", S.PAUSED), ("cancel", S.CANCELLED)])
+def test_a_request_that_comes_while_a_job_is_settled_is_not_lost(
+    driver: Driver, verb: str, end: JobState
+):
+    job_id, _ = driver.in_state(S.RUNNING)
+    driver.expire(job_id)
+
+    def ask() -> None:
+        getattr(jobs, verb)(driver.db, driver.outside, DEFAULT_PROJECT, job_id)
+
+    with driver.interrupted(ask) as slow:
+        settled = reconcile.settle_expired(slow, driver.settings)
+
+    assert settled == [job_id]
+    assert driver.job(job_id).state is end
 
 
 @pytest.mark.parametrize("state", [S.STARTING, S.RUNNING, S.FINALIZING, S.STOPPING])

@@ -161,3 +161,94 @@ def test_the_worker_is_told_of_a_request_after_it_is_stored(driver: Driver):
     assert driver.outside.stream.hints == [job_id]
     assert driver.job(job_id).desired is Desired.PAUSE
     assert driver.outside.doorbell.rings == 1
+
+
+def states_of(driver: Driver) -> list[str]:
+    rows = driver.sql("SELECT to_state FROM job_events WHERE type = 'state' ORDER BY id")
+    return [row[0] for row in rows]
+
+
+def test_a_cancel_accepted_before_the_end_cancels_a_job_whose_training_is_done(driver: Driver):
+    job_id = driver.submit()
+    run = driver.started()
+    finished = driver.finish(run)
+    jobs.cancel(driver.db, driver.outside, DEFAULT_PROJECT, job_id)
+
+    runs.succeed(driver.db, run, finished)
+
+    assert driver.job(job_id).state is S.CANCELLED
+    assert states_of(driver)[-3:] == ["finalizing", "stopping", "cancelled"]
+    ended = driver.sql("SELECT outcome FROM attempts WHERE ended_at IS NOT NULL")
+    assert [row[0] for row in ended] == ["cancelled"]
+
+
+@pytest.mark.parametrize("desired", [Desired.PAUSE, Desired.CANCEL])
+def test_a_failure_wins_over_a_request_and_nothing_is_asked_any_more(
+    driver: Driver, desired: Desired
+):
+    job_id, run = driver.in_state(S.RUNNING, desired=desired)
+
+    driver.fail(run)
+
+    job = driver.job(job_id)
+    assert (job.state, job.desired) == (S.FAILED, Desired.RUN)
+
+
+def test_a_job_that_succeeded_despite_a_pause_is_not_asked_to_pause(driver: Driver):
+    job_id = driver.submit()
+    run = driver.started()
+    finished = driver.finish(run)
+    driver.sql("UPDATE jobs SET desired = 'pause'")
+
+    runs.succeed(driver.db, run, finished)
+
+    assert (driver.job(job_id).state, driver.job(job_id).desired) == (S.SUCCEEDED, Desired.RUN)
+
+
+def test_settling_a_success_again_after_a_lost_answer_changes_nothing(driver: Driver):
+    job_id = driver.submit()
+    run = driver.started()
+    finished = driver.finish(run)
+    runs.succeed(driver.db, run, finished)
+    before = states_of(driver)
+
+    runs.succeed(driver.db, run, finished)
+
+    assert driver.job(job_id).state is S.SUCCEEDED
+    assert states_of(driver) == before
+
+
+def test_only_work_that_was_done_moves_the_step(driver: Driver):
+    job_id = driver.submit()
+    run = driver.started()
+    driver.train(run, 1, 4, save_every=4)
+    seen: list[int] = []
+
+    for event in (
+        driver.notice(run, step=0),
+        driver.stopped(run, step=9),
+        driver.failed(run, step=0),
+    ):
+        driver.record(run, event)
+        seen.append(driver.job(job_id).step)
+    driver.steps(run, 5, 5)
+
+    assert seen == [4, 4, 4]
+    assert driver.job(job_id).step == 5
+
+
+def test_a_disk_that_keeps_a_checkpoint_stops_neither_retention_nor_a_request(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+):
+    job_id = driver.submit(training={"save_total_limit": 2})
+    run = driver.started()
+    driver.train(run, 1, 8, save_every=2)
+    monkeypatch.setenv("LORAD_FAILPOINTS", "checkpoint.delete=raise:EACCES")
+
+    runs.retire(driver.db, driver.settings, run)
+    checkpoints.delete(driver.db, driver.settings, DEFAULT_PROJECT, job_id, "6")
+
+    marked = driver.sql("SELECT step FROM checkpoints WHERE status = 'deleting' ORDER BY step")
+    assert [row[0] for row in marked] == [2, 4, 6]
+    assert steps(driver, job_id) == [8]
+    assert (driver.attempt(run) / "checkpoint-6").is_dir()

@@ -1,12 +1,7 @@
 """Resuming from a step leaves one history; what lies past that step is kept, but out of the way."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-
 import pytest
-from sqlalchemy.orm import Session
 
-from app.db.engine import Database
 from app.db.keys import DEFAULT_PROJECT
 from app.domain.errors import CheckpointUnusable, NotFound, StateConflict
 from app.domain.jobs import JobState
@@ -161,6 +156,22 @@ def test_a_checkpoint_that_broke_while_the_job_waited_is_passed_over_at_the_star
     assert start is not None
     assert start.step == 8
     assert [step for step, _ in steps(driver, job_id)] == list(range(1, 9))
+    told = driver.sql("SELECT message FROM job_events WHERE type = 'resume_fallback'")
+    assert ["continuing from step 8 instead" in row[0] for row in told] == [True]
+
+
+def test_a_start_from_the_wanted_checkpoint_is_no_fallback_and_is_told_once(driver: Driver):
+    job_id, first = cancelled_at_12(driver)
+    resume_from(driver, job_id, checkpoint=8)
+    run = driver.claimed()
+    runs.begin(driver.db, driver.settings, run)
+    (driver.attempt(first) / "checkpoint-8" / "optimizer.safetensors").unlink()
+
+    again = runs.begin(driver.db, driver.settings, run)  # its first answer was lost
+
+    assert again is not None
+    assert again.step == 4
+    assert driver.sql("SELECT id FROM job_events WHERE type = 'resume_fallback'") == []
 
 
 def test_a_job_paused_before_its_first_checkpoint_starts_again_at_step_0(driver: Driver):
@@ -197,20 +208,6 @@ def test_a_checkpoint_past_the_new_end_is_refused(driver: Driver):
     assert driver.job(job_id).state is JobState.CANCELLED
 
 
-class Interrupted(Database):
-    """A database on which somebody else acts just before the next write."""
-
-    def __init__(self, url: str, act: Callable[[], None]) -> None:
-        super().__init__(url)
-        self._act: Callable[[], None] | None = act
-
-    def write(self) -> AbstractContextManager[Session]:
-        act, self._act = self._act, None
-        if act is not None:
-            act()
-        return super().write()
-
-
 def test_a_job_that_ran_again_while_it_was_being_resumed_is_left_alone(driver: Driver):
     job_id, _ = cancelled_at_12(driver)
 
@@ -220,11 +217,87 @@ def test_a_job_that_ran_again_while_it_was_being_resumed_is_left_alone(driver: D
         jobs.cancel(driver.db, driver.outside, DEFAULT_PROJECT, job_id)
         driver.stop(run)
 
-    slow = Interrupted(driver.settings.sqlalchemy_url, run_again)
     request = ResumeRequest(from_scratch=True)
 
-    with pytest.raises(StateConflict, match="try again"):
+    with driver.interrupted(run_again) as slow, pytest.raises(StateConflict, match="try again"):
         resume.resume(slow, driver.outside, DEFAULT_PROJECT, job_id, request)
 
-    slow.close()
     assert [step for step, _ in steps(driver, job_id)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("loss", ["deleted", "corrupt"])
+def test_a_checkpoint_lost_after_its_verification_is_not_resumed_from(driver: Driver, loss: str):
+    job_id, _ = cancelled_at_12(driver)
+    eight = checkpoints.get(driver.db, DEFAULT_PROJECT, job_id, "8")
+
+    def lose() -> None:
+        if loss == "deleted":
+            checkpoints.delete(driver.db, driver.settings, DEFAULT_PROJECT, job_id, eight.id)
+            return
+        with driver.db.write() as session:
+            checkpoints.mark_corrupt(session, eight, "by hand")
+
+    with driver.interrupted(lose) as slow, pytest.raises(CheckpointUnusable, match="try again"):
+        resume.resume(
+            slow, driver.outside, DEFAULT_PROJECT, job_id, ResumeRequest(checkpoint=eight.id)
+        )
+
+    assert driver.job(job_id).state is JobState.CANCELLED
+    assert [step for step, _ in steps(driver, job_id)] == list(range(1, 13))
+
+
+def test_a_checkpoint_left_behind_after_its_verification_is_not_resumed_from(driver: Driver):
+    job_id, _ = cancelled_at_12(driver)
+    request = ResumeRequest(checkpoint=12)
+
+    def leave_behind() -> None:
+        resume_from(driver, job_id, checkpoint=4)
+        jobs.cancel(driver.db, driver.outside, DEFAULT_PROJECT, job_id)
+
+    with driver.interrupted(leave_behind) as slow, pytest.raises(CheckpointUnusable):
+        resume.resume(slow, driver.outside, DEFAULT_PROJECT, job_id, request)
+
+    assert driver.job(job_id).step == 4
+
+
+def replayed(driver: Driver, job_id: str, after: tuple[int, int]) -> list[tuple[int, int, str]]:
+    """Replay page by page to the end, as a stream does: (fence, seq, kind) of each row."""
+    found: list[tuple[int, int, str]] = []
+    while rows := metrics.replay(driver.db, job_id, after=after):
+        found += [(row.fence, row.seq, row.kind) for row in rows]
+        after = rows[-1].fence, rows[-1].seq
+    return found
+
+
+def test_a_replay_gives_one_history_whatever_the_cursor_sits_on(driver: Driver):
+    job_id, _ = cancelled_at_12(driver)
+    before = replayed(driver, job_id, (0, 0))
+    resume_from(driver, job_id, checkpoint=4)
+    second = driver.started()
+    driver.train(second, 5, 8, save_every=4)
+
+    whole = replayed(driver, job_id, (0, 0))
+    behind = (
+        {cursor: replayed(driver, job_id, cursor) for *cursor, _ in map(list, before)}
+        if False
+        else {row[:2]: replayed(driver, job_id, row[:2]) for row in before}
+    )
+
+    kinds = ["ready", *["step"] * 4, "checkpoint", "ready", *["step"] * 4, "checkpoint"]
+    assert [kind for *_, kind in whole] == kinds
+    for cursor, rest in behind.items():
+        assert rest == [row for row in whole if row[:2] > cursor]
+
+
+def test_a_reader_of_a_left_branch_meets_the_new_one_with_its_first_row(driver: Driver):
+    job_id, _ = cancelled_at_12(driver)
+    end = replayed(driver, job_id, (0, 0))[-1][:2]
+    resume_from(driver, job_id, checkpoint=4)
+    kept = replayed(driver, job_id, (0, 0))[-1][:2]
+    waiting = [replayed(driver, job_id, cursor) for cursor in (kept, end)]
+
+    second = driver.started()
+
+    assert waiting == [[], []]
+    for cursor in (kept, end):
+        assert replayed(driver, job_id, cursor) == [(second.fence, 1, "ready")]

@@ -1,0 +1,134 @@
+"""The sweeper: finishes deletions that were cut short and removes what was left over."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from app.db import checkpoints as checkpoint_queries
+from app.db import datasets as dataset_queries
+from app.db import jobs as job_queries
+from app.db import keys as key_queries
+from app.db.engine import Database
+from app.domain import ids
+from app.domain.jobs import OWNED_STATES
+from app.domain.runs import job_folder
+from app.services import checkpoints
+from app.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+# Longer than anything is under way beside a row: an upload, a save, a tool task.
+_MIN_AGE_SECONDS = 3600.0
+_LEFTOVERS = (".tmp-", ".trash-")
+_IDS_IN_A_QUERY = 500
+
+
+def sweep(db: Database, settings: Settings) -> None:
+    """Clean up once; a job that a worker owns is never touched.
+
+    Raises:
+        Unavailable: The database is away; nothing is removed on a guess.
+    """
+    finish_deletions(db, settings)
+    sweep_jobs(db, settings)
+    sweep_datasets(db, settings)
+    sweep_tools(settings)
+
+
+def finish_deletions(db: Database, settings: Settings) -> None:
+    """Delete the files of checkpoints that are marked `deleting`, and then their rows."""
+    with db.read() as session:
+        half_deleted = checkpoint_queries.half_deleted(session)
+    for checkpoint in half_deleted:
+        checkpoints.remove_files(db, settings, checkpoint)
+
+
+def sweep_jobs(db: Database, settings: Settings) -> None:
+    """Remove folders of jobs without a row, and half-written folders of jobs without a worker."""
+    for job_ids in _batches(settings.home / "jobs", "job"):
+        with db.read() as session:
+            born = key_queries.created_at(session)
+            states = job_queries.states(session, job_ids)
+        for job_id in job_ids:
+            folder = job_folder(settings.home, job_id)
+            if job_id not in states:
+                _remove_orphan(folder, born)
+            elif states[job_id] not in OWNED_STATES:
+                _remove_old(_leftovers_of_attempts(folder))
+
+
+def sweep_datasets(db: Database, settings: Settings) -> None:
+    """Remove folders of data sets without a row, and half-written ones."""
+    for dataset_ids in _batches(settings.datasets_folder, "ds"):
+        with db.read() as session:
+            born = key_queries.created_at(session)
+            existing = dataset_queries.existing(session, dataset_ids)
+        for dataset_id in set(dataset_ids) - existing:
+            _remove_orphan(settings.datasets_folder / dataset_id, born)
+    _remove_old(_leftovers(settings.datasets_folder))
+
+
+def sweep_tools(settings: Settings) -> None:
+    """Remove the folders of tool tasks that whoever asked did not live to remove."""
+    folder = settings.home / "tools"
+    _remove_old(path for path in _folders(folder) if ids.is_id(path.name, "tool"))
+
+
+def _batches(parent: Path, prefix: str) -> Iterator[Sequence[str]]:
+    """Yield the ids that folders of `parent` are named by, as many as fit in a query."""
+    found = [path.name for path in _folders(parent) if ids.is_id(path.name, prefix)]
+    for start in range(0, len(found), _IDS_IN_A_QUERY):
+        yield found[start : start + _IDS_IN_A_QUERY]
+
+
+def _remove_orphan(folder: Path, born: datetime) -> None:
+    """Remove a folder without a row, unless it is older than the database.
+
+    Such a folder belongs to another database that this home was used with.
+    """
+    if ids.made_at(folder.name) > born.timestamp():
+        _remove_old([folder])
+
+
+def _leftovers_of_attempts(job: Path) -> Iterator[Path]:
+    for attempt in _folders(job / "attempts"):
+        if attempt.name.isdecimal():
+            yield from _leftovers(attempt)
+
+
+def _leftovers(parent: Path) -> Iterator[Path]:
+    return (path for path in _folders(parent) if path.name.startswith(_LEFTOVERS))
+
+
+def _folders(parent: Path) -> Sequence[Path]:
+    """Return the folders in `parent`; links are none, and a parent that is gone has none."""
+    try:
+        return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        _log.warning("cannot look into %s: %s", parent, error)
+        return []
+
+
+def _remove_old(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        try:
+            if _seconds_since_change(folder) < _MIN_AGE_SECONDS:
+                continue
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue  # another process sweeps too
+        except OSError as error:
+            _log.warning("cannot remove %s: %s", folder, error)
+        else:
+            _log.info("removed %s, which was left over", folder)
+
+
+def _seconds_since_change(folder: Path) -> float:
+    # Writing to a file in it does not change a folder's own time.
+    changed = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+    return time.time() - changed

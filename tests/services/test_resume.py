@@ -1,0 +1,80 @@
+"""What a resume may change, and how it says no."""
+
+import pytest
+
+from app.db.keys import DEFAULT_PROJECT
+from app.domain.errors import Conflict, InvalidInput, LoradError
+from app.domain.jobs import Job, JobState
+from app.domain.spec import TrainingSpec
+from app.services import resume
+from app.services.resume import ResumeRequest
+from tests.services.driver import Driver
+
+
+def resumed(driver: Driver, job_id: str, **training: object) -> Job:
+    request = ResumeRequest(training=training)
+    return resume.resume(driver.db, driver.outside, DEFAULT_PROJECT, job_id, request)
+
+
+def refusal(driver: Driver, job_id: str, **training: object) -> LoradError:
+    with pytest.raises(LoradError) as caught:
+        resumed(driver, job_id, **training)
+    assert driver.job(job_id).state is JobState.CANCELLED
+    return caught.value
+
+
+def test_epochs_that_max_steps_would_overrule_are_refused(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    refused = refusal(driver, job_id, num_train_epochs=9.0)
+    aliased = refusal(driver, job_id, epochs=9.0)
+
+    for error in (refused, aliased):
+        assert isinstance(error, Conflict)
+        assert error.param == "training.max_steps"
+        assert "max_steps is 20" in error.message
+
+
+def test_epochs_count_once_max_steps_is_null(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    job = resumed(driver, job_id, num_train_epochs=9.0, max_steps=None)
+
+    assert (job.spec.training.num_train_epochs, job.spec.training.max_steps) == (9.0, None)
+
+
+def test_other_names_are_understood_as_in_a_spec(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    job = resumed(driver, job_id, lr=1e-5, save_every=3)
+
+    assert (job.spec.training.learning_rate, job.spec.training.save_steps) == (1e-5, 3)
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_one(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    error = refusal(driver, job_id, learning_rat=1e-5)
+
+    assert isinstance(error, InvalidInput)
+    assert (error.code, error.param) == ("unknown_key", "training.learning_rat")
+    assert "did you mean learning_rate?" in error.message
+
+
+def test_two_names_of_one_key_must_agree(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    error = refusal(driver, job_id, lr=1e-5, learning_rate=1e-4)
+
+    assert isinstance(error, InvalidInput)
+    assert error.code == "alias_conflict"
+
+
+def test_what_would_make_it_another_run_is_refused_under_its_own_name(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    error = refusal(driver, job_id, batch_size=8)
+
+    assert isinstance(error, Conflict)
+    assert (error.code, error.param) == ("not_changeable", "training.per_device_train_batch_size")
+    assert set(resume.CHANGEABLE) < set(TrainingSpec.model_fields)

@@ -1,0 +1,216 @@
+"""The sweeper removes what nobody will come back for, and nothing else."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.db.keys import DEFAULT_PROJECT
+from app.domain import ids
+from app.domain.jobs import JobState
+from app.services import checkpoints, datasets, jobs, sweep
+from app.services.reconcile import Reconciler
+from tests.services.driver import Driver
+
+S = JobState
+OLD_SECONDS = 2 * 3600
+
+
+def make(folder: Path, *, old: bool = True) -> Path:
+    """Make a folder with a file."""
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(b"content")
+    return age(folder) if old else folder
+
+
+def age(folder: Path) -> Path:
+    """Let nothing in a folder have changed for long."""
+    then = time.time() - OLD_SECONDS
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (then, then))
+    return folder
+
+
+def swept(driver: Driver) -> None:
+    sweep.sweep(driver.db, driver.settings)
+
+
+@pytest.fixture
+def interrupted_deletion(driver: Driver, monkeypatch: pytest.MonkeyPatch):
+    """Delete a checkpoint while the disk does not let go of it."""
+
+    def delete(job_id: str, step: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("LORAD_FAILPOINTS", "checkpoint.delete=raise:EIO")
+            checkpoints.delete(driver.db, driver.settings, DEFAULT_PROJECT, job_id, step)
+
+    return delete
+
+
+def num_checkpoints(driver: Driver) -> int:
+    return driver.sql("SELECT count(*) FROM checkpoints")[0][0]
+
+
+def test_a_deletion_that_was_cut_short_is_finished(
+    driver: Driver, interrupted_deletion: Callable[[str, str], None]
+):
+    job_id, run = driver.in_state(S.CANCELLED)
+    interrupted_deletion(job_id, "5")
+    before = num_checkpoints(driver)
+
+    swept(driver)
+
+    assert (before, num_checkpoints(driver)) == (1, 0)
+    assert list(driver.attempt(run).iterdir()) == []
+
+
+def test_a_deletion_cut_short_between_its_two_steps_is_finished(
+    driver: Driver, interrupted_deletion: Callable[[str, str], None]
+):
+    job_id, run = driver.in_state(S.CANCELLED)
+    found = checkpoints.get(driver.db, DEFAULT_PROJECT, job_id, "5")
+    interrupted_deletion(job_id, "5")
+    folder = driver.attempt(run) / "checkpoint-5"
+    folder.rename(folder.with_name(f".trash-{found.id}"))
+
+    swept(driver)
+
+    assert num_checkpoints(driver) == 0
+    assert list(driver.attempt(run).iterdir()) == []
+
+
+def test_a_job_that_a_worker_owns_is_not_touched(
+    driver: Driver, interrupted_deletion: Callable[[str, str], None]
+):
+    job_id, run = driver.in_state(S.RUNNING)
+    driver.checkpoint(run, 6)
+    interrupted_deletion(job_id, "5")
+    half = make(driver.attempt(run) / ".tmp-abc")
+    trash = make(driver.attempt(run) / f".trash-{ids.new('ckpt')}")
+
+    swept(driver)
+
+    assert half.is_dir()
+    assert trash.is_dir()
+    assert num_checkpoints(driver) == 2
+    assert (driver.attempt(run) / "checkpoint-5").is_dir()
+
+
+@pytest.mark.parametrize("state", [S.QUEUED, S.PAUSED, S.FAILED, S.CANCELLED, S.SUCCEEDED])
+def test_half_written_folders_of_a_job_without_a_worker_go_when_they_are_old(
+    driver: Driver, state: JobState
+):
+    _, run = driver.in_state(state)
+    attempt = driver.attempt(run)
+    kept = {path.name for path in attempt.iterdir()}
+    make(attempt / ".tmp-abc")
+    make(attempt / f".trash-{ids.new('ckpt')}")
+    make(attempt / ".tmp-young", old=False)
+    still_written = make(attempt / ".tmp-growing")
+    (still_written / "file").write_bytes(b"more")
+    make(attempt / "other")
+    age(attempt / "checkpoint-5")
+
+    swept(driver)
+
+    left = {path.name for path in attempt.iterdir()}
+    assert left == kept | {".tmp-young", ".tmp-growing", "other"}
+
+
+def test_folders_of_jobs_without_a_row_go_when_they_are_old(driver: Driver):
+    job_id, _ = driver.in_state(S.CANCELLED)
+    folder = driver.settings.home / "jobs"
+    age(folder / job_id)
+    gone = make(folder / ids.new("job"))
+    young = make(folder / ids.new("job"), old=False)
+    foreign = make(folder / "mine")
+
+    swept(driver)
+
+    assert not gone.exists()
+    assert {path.name for path in folder.iterdir()} == {job_id, young.name, foreign.name}
+
+
+def test_a_job_deleted_with_its_files_left_is_swept(driver: Driver):
+    job_id, _ = driver.in_state(S.CANCELLED)
+    jobs.delete(driver.db, driver.settings, DEFAULT_PROJECT, job_id)
+    left = make(driver.settings.home / "jobs" / job_id)
+
+    swept(driver)
+
+    assert not left.exists()
+
+
+def test_data_sets_without_a_row_and_half_written_ones_go_when_they_are_old(driver: Driver):
+    dataset_id = driver.dataset()
+    folder = driver.settings.datasets_folder
+    age(folder / dataset_id)
+    make(folder / ids.new("ds"))
+    make(folder / f".tmp-{ids.new('ds')}")
+    young = make(folder / f".tmp-{ids.new('ds')}", old=False)
+    unseen = make(folder / ids.new("ds"), old=False)
+
+    swept(driver)
+
+    assert {path.name for path in folder.iterdir()} == {dataset_id, young.name, unseen.name}
+    assert datasets.get(driver.db, DEFAULT_PROJECT, dataset_id).num_rows == 1
+
+
+def test_folders_older_than_the_database_belong_to_another_and_stay(driver: Driver):
+    driver.dataset()
+    before = "0" * 24
+    job = make(driver.settings.home / "jobs" / f"job-{before}")
+    dataset = make(driver.settings.datasets_folder / f"ds-{before}")
+    future = make(driver.settings.datasets_folder / f"ds-{'f' * 24}")
+
+    swept(driver)
+
+    assert job.is_dir()
+    assert dataset.is_dir()
+    assert not future.exists()
+
+
+def test_tool_tasks_that_nobody_waits_for_go(driver: Driver):
+    tools = driver.settings.home / "tools"
+    old = make(tools / ids.new("tool"))
+    young = make(tools / ids.new("tool"), old=False)
+    foreign = make(tools / "mine")
+
+    swept(driver)
+
+    assert not old.exists()
+    assert {path.name for path in tools.iterdir()} == {young.name, foreign.name}
+
+
+def test_a_link_is_not_followed(driver: Driver, tmp_path: Path):
+    outside = make(tmp_path / "outside")
+    tools = driver.settings.home / "tools"
+    tools.mkdir()
+    (tools / ids.new("tool")).symlink_to(outside)
+
+    swept(driver)
+
+    assert (outside / "file").is_file()
+
+
+def test_a_home_in_which_nothing_was_made_yet_is_swept_in_peace(driver: Driver):
+    swept(driver)
+
+    assert not (driver.settings.home / "jobs").exists()
+
+
+def test_the_reconciler_sweeps_at_its_start_and_then_once_a_minute(driver: Driver):
+    reconciler = Reconciler(
+        driver.db, driver.settings, driver.outside.doorbell, driver.outside.stream
+    )
+    tools = driver.settings.home / "tools"
+    first = make(tools / ids.new("tool"))
+    reconciler.run_once()
+    second = make(tools / ids.new("tool"))
+
+    reconciler.run_once()
+
+    assert not first.exists()
+    assert second.exists()
