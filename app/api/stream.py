@@ -124,18 +124,19 @@ class Follower:
         self._has_all = False
         while not self._closing.is_set():
             try:
-                rows = await to_thread.run_sync(self._next_rows)
+                piece = await to_thread.run_sync(self._next_piece)
             except Unavailable:
                 return
-            for row in rows:
-                self._cursor = row.fence, row.seq
-                yield ServerSentEvent(event=row.kind, raw_data=row.body, id=row.cursor)
-            if not rows:
+            for event in piece.events:
+                yield ServerSentEvent(event=event.kind, raw_data=event.body, id=event.cursor)
+            # Past superseded events too: Redis still has them, and they are not to be sent.
+            self._cursor = piece.end
+            if not piece.events:
                 self._has_all = True
                 return
 
-    def _next_rows(self) -> list[metrics.StoredEvent]:
-        return list(metrics.replay(self._parts.db, self._job_id, after=self._cursor))
+    def _next_piece(self) -> metrics.Replay:
+        return metrics.replay(self._parts.db, self._job_id, after=self._cursor)
 
     async def _follow_live(self) -> AsyncIterator[ServerSentEvent]:
         """Yield live entries while they join on without a gap; then SQL must be asked again."""

@@ -45,11 +45,6 @@ def page(session: Session, project_id: str, *, after: str | None, limit: int) ->
     return [_dataset(row) for row in session.scalars(query)]
 
 
-def existing(session: Session, dataset_ids: Sequence[str]) -> set[str]:
-    """Return those of `dataset_ids` that have a row."""
-    return set(session.scalars(select(DatasetRow.id).where(DatasetRow.id.in_(dataset_ids))))
-
-
 def remove(session: Session, dataset_id: str) -> None:
     session.execute(delete(DatasetRow).where(DatasetRow.id == dataset_id))
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from app.db.tables import ApiKeyRow, IdempotencyRow, ProjectRow
+from app.db.tables import ApiKeyRow, IdempotencyRow
 from app.db.types import db_now
 
 DEFAULT_PROJECT = "default"
@@ -85,12 +85,6 @@ def remember(
 
 def forget(session: Session, resource_id: str) -> None:
     session.execute(delete(IdempotencyRow).where(IdempotencyRow.resource_id == resource_id))
-
-
-def created_at(session: Session) -> datetime:
-    """Return when this database was set up."""
-    query = select(ProjectRow.created_at).where(ProjectRow.id == DEFAULT_PROJECT)
-    return session.scalars(query).one()
 
 
 def count_active(session: Session) -> int:

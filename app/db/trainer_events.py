@@ -107,6 +107,17 @@ def after(
     return [StoredEvent(row.fence, row.seq, row.kind, row.body) for row in session.scalars(query)]
 
 
+def newest_cursor(session: Session, job_id: str) -> tuple[int, int]:
+    """Return (fence, seq) of the last event stored, superseded or not; (0, 0) without one."""
+    row = session.execute(
+        select(TrainerEventRow.fence, TrainerEventRow.seq)
+        .where(TrainerEventRow.job_id == job_id)
+        .order_by(TrainerEventRow.fence.desc(), TrainerEventRow.seq.desc())
+        .limit(1)
+    ).first()
+    return (0, 0) if row is None else (row[0], row[1])
+
+
 def supersede(session: Session, job_id: str, *, after_step: int, before_fence: int) -> int:
     """Mark the events of older attempts past a step as left behind; returns how many."""
     result = session.execute(

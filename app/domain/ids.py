@@ -15,8 +15,3 @@ def new(prefix: str) -> str:
 
 def is_id(text: str, prefix: str) -> bool:
     return bool(_ID.fullmatch(text)) and text.startswith(f"{prefix}-")
-
-
-def made_at(generated: str) -> float:
-    """Return when an id was made, in seconds since 1970 UTC."""
-    return int(generated.rpartition("-")[2][:12], 16) / 1000

@@ -1,6 +1,7 @@
 """Step metrics, and the events that a stream replays."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.db import trainer_events as event_queries
 from app.db.engine import Database
@@ -22,8 +23,23 @@ def of_job(
         )
 
 
-def replay(db: Database, job_id: str, *, after: tuple[int, int]) -> Sequence[StoredEvent]:
-    """Return the next stored events behind a cursor (fence, seq); empty at the end."""
+@dataclass(frozen=True)
+class Replay:
+    """A piece of a job's stored events."""
+
+    events: Sequence[StoredEvent]
+    end: tuple[int, int]
+    """Cursor (fence, seq) up to which nothing more is to be sent, superseded events included."""
+
+
+def replay(db: Database, job_id: str, *, after: tuple[int, int]) -> Replay:
+    """Return the next events of the current branch behind a cursor (fence, seq)."""
     fence, seq = after
     with db.read() as session:
-        return event_queries.after(session, job_id, fence=fence, seq=seq, limit=_REPLAY_ROWS)
+        # Asked before the events: what is stored in between comes with the next piece.
+        newest = event_queries.newest_cursor(session, job_id)
+        found = event_queries.after(session, job_id, fence=fence, seq=seq, limit=_REPLAY_ROWS)
+    if len(found) == _REPLAY_ROWS:
+        return Replay(found, (found[-1].fence, found[-1].seq))
+    last = (found[-1].fence, found[-1].seq) if found else after
+    return Replay(found, max(after, last, newest))

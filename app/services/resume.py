@@ -55,7 +55,8 @@ def resume(
 
     Raises:
         StateConflict: The job is not stopped, or has nothing left to do.
-        Conflict: An override that would make it another run.
+        Conflict: An override that would make it another run, or that would change nothing.
+        InvalidInput: An override with an unknown key or an impossible value.
         NotFound: No such checkpoint.
         CheckpointUnusable: The named checkpoint does not verify, or `latest` finds none that does.
     """

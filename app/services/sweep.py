@@ -1,16 +1,13 @@
-"""The sweeper: finishes deletions that were cut short and removes what was left over."""
+"""The sweeper: finishes deletions that were cut short and removes half-written folders."""
 
 import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from app.db import checkpoints as checkpoint_queries
-from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
-from app.db import keys as key_queries
 from app.db.engine import Database
 from app.domain import ids
 from app.domain.jobs import OWNED_STATES
@@ -34,7 +31,7 @@ def sweep(db: Database, settings: Settings) -> None:
     """
     finish_deletions(db, settings)
     sweep_jobs(db, settings)
-    sweep_datasets(db, settings)
+    sweep_datasets(settings)
     sweep_tools(settings)
 
 
@@ -47,27 +44,21 @@ def finish_deletions(db: Database, settings: Settings) -> None:
 
 
 def sweep_jobs(db: Database, settings: Settings) -> None:
-    """Remove folders of jobs without a row, and half-written folders of jobs without a worker."""
+    """Remove half-written folders of jobs that no worker owns.
+
+    A folder whose job has no row stays: with a database restored from a backup, or another one on
+    this home, it may be all that is left of a job.
+    """
     for job_ids in _batches(settings.home / "jobs", "job"):
         with db.read() as session:
-            born = key_queries.created_at(session)
             states = job_queries.states(session, job_ids)
         for job_id in job_ids:
-            folder = job_folder(settings.home, job_id)
-            if job_id not in states:
-                _remove_orphan(folder, born)
-            elif states[job_id] not in OWNED_STATES:
-                _remove_old(_leftovers_of_attempts(folder))
+            if job_id in states and states[job_id] not in OWNED_STATES:
+                _remove_old(_leftovers_of_attempts(job_folder(settings.home, job_id)))
 
 
-def sweep_datasets(db: Database, settings: Settings) -> None:
-    """Remove folders of data sets without a row, and half-written ones."""
-    for dataset_ids in _batches(settings.datasets_folder, "ds"):
-        with db.read() as session:
-            born = key_queries.created_at(session)
-            existing = dataset_queries.existing(session, dataset_ids)
-        for dataset_id in set(dataset_ids) - existing:
-            _remove_orphan(settings.datasets_folder / dataset_id, born)
+def sweep_datasets(settings: Settings) -> None:
+    """Remove uploads that were cut short; complete data sets stay, as jobs' folders do."""
     _remove_old(_leftovers(settings.datasets_folder))
 
 
@@ -82,15 +73,6 @@ def _batches(parent: Path, prefix: str) -> Iterator[Sequence[str]]:
     found = [path.name for path in _folders(parent) if ids.is_id(path.name, prefix)]
     for start in range(0, len(found), _IDS_IN_A_QUERY):
         yield found[start : start + _IDS_IN_A_QUERY]
-
-
-def _remove_orphan(folder: Path, born: datetime) -> None:
-    """Remove a folder without a row, unless it is older than the database.
-
-    Such a folder belongs to another database that this home was used with.
-    """
-    if ids.made_at(folder.name) > born.timestamp():
-        _remove_old([folder])
 
 
 def _leftovers_of_attempts(job: Path) -> Iterator[Path]:

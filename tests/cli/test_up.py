@@ -61,6 +61,9 @@ class Up:
     def wait_for_step(self, job_id: str, step: int, *, seconds: float = 60) -> None:
         wait_until(lambda: self.client.job(job_id).step >= step, seconds=seconds)
 
+    def wait_until_succeeded(self, job_id: str) -> None:
+        wait_until(lambda: self.client.job(job_id).state == "succeeded", seconds=60)
+
     def close(self) -> None:
         self.client.close()
         self.process.kill()
@@ -97,21 +100,27 @@ def rows(tmp_path):
     return path
 
 
-def submit_long_job(up, rows):
-    """Submit a job that is still running when the test ends."""
-    training = {"max_steps": 100_000, "save_steps": 5, "per_device_train_batch_size": 1}
+def submit_long_job(up, rows, *, max_steps=100_000):
+    """Submit a job; by default one that is still running when the test ends."""
+    training = {"max_steps": max_steps, "save_steps": 5, "per_device_train_batch_size": 1}
     dataset = up.client.upload(rows)
     return up.client.submit(
         {"base_model": "tiny", "dataset": {"id": dataset.id}, "training": training}
     ).id
 
 
+def final_adapter(home, job_id):
+    (path,) = home.glob(f"jobs/{job_id}/attempts/*/final/adapter_model.safetensors")
+    return path.read_bytes()
+
+
 @pytest.mark.services
 @pytest.mark.timeout(240)
 @linux_only
-def test_a_killed_up_leaves_no_process_and_the_next_one_goes_on(start_up, rows):
+def test_a_killed_up_leaves_no_process_and_the_next_one_goes_on(start_up, rows, monkeypatch):
+    monkeypatch.setenv("LORAD_FAILPOINTS", "trainer.step=sleep:0.1")
     up = start_up()
-    job_id = submit_long_job(up, rows)
+    job_id = submit_long_job(up, rows, max_steps=30)
     up.wait_for_step(job_id, 6)
     family = up.look_again()
     names = " ".join(" ".join(process.cmdline()) for process in family)
@@ -125,6 +134,10 @@ def test_a_killed_up_leaves_no_process_and_the_next_one_goes_on(start_up, rows):
     step = again.client.job(job_id).step
     again.wait_for_step(job_id, step + 1, seconds=20)
     assert again.client.job(job_id).attempt == 2
+    undisturbed = submit_long_job(again, rows, max_steps=30)
+    again.wait_until_succeeded(job_id)
+    again.wait_until_succeeded(undisturbed)
+    assert final_adapter(start_up.home, job_id) == final_adapter(start_up.home, undisturbed)
 
 
 @pytest.mark.services
