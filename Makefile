@@ -27,7 +27,7 @@ up: $(INSTALLED) ## Start the API, a worker and Valkey here; options: make up AR
 	$(BIN)/lorad up $(ARGS)
 
 test: $(INSTALLED) ## Run all tests; a part of them: make test ARGS="tests/domain".
-	$(BIN)/python -m pytest --durations=15 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=15 $(ARGS)
 
 check: $(INSTALLED) ## Check format, lint, types, import contracts and sizes; changes nothing.
 	$(BIN)/ruff format --check .
