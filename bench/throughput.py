@@ -31,6 +31,8 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
 }
+# Both sides wait for their threads as a trainer does, so that a busy neighbour hurts both alike.
+SPINNING = {"GOMP_SPINCOUNT": "1000"}
 SIDES = ("ours", "plain")
 SEED = 42
 LEARNING_RATE = 2e-4
@@ -68,7 +70,7 @@ class Side:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--side", name, "--case", json.dumps(asdict(case))],
-            env={**environment, **(ALLOCATOR if with_allocator else {})},
+            env={**environment, **SPINNING, **(ALLOCATOR if with_allocator else {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
