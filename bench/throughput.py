@@ -223,7 +223,7 @@ def our_side(case: Case) -> Take:
     import torch
     from torch.utils import deterministic
 
-    from app.domain.spec import LoraSpec, TrainingSpec
+    from app.domain.options import LoraSpec, TrainingSpec
     from worker.training import adapters, loss, model, optim, products
     from worker.training.batch import lay_end_to_end
     from worker.training.step import train_step
@@ -311,7 +311,7 @@ def load_rows(case: Case) -> tuple[Sequence[Any], Any]:
     from worker import trainer
 
     trainer.preload()
-    from app.domain.spec import DatasetSpec
+    from app.domain.options import DatasetSpec
     from worker.training import data, model
     from worker.training.sampler import Sampler
 

@@ -157,9 +157,7 @@ class Workplace:
                 "fence": self.attempts,
                 "spec": spec,
                 "model_folder": self.model_folder,
-                "dataset_file": dataset_file,
-                "dataset_format": row_format,
-                "dataset_sha256": hashlib.sha256(data).hexdigest(),
+                "dataset": _data_file(dataset_file, row_format),
                 "attempt_folder": attempt_folder,
                 "cache_folder": self.folder / "cache",
                 "device": "cpu",
@@ -192,6 +190,11 @@ class Workplace:
                 stop_requested=lambda: reason if log.step >= step else None,
             )
         return Attempt.of(run, 0)
+
+
+def _data_file(path: Path, row_format: str) -> dict[str, Any]:
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"path": path, "sha256": sha256, "format": row_format}
 
 
 def run_in_process(run: RunFile) -> int:

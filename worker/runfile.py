@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from app.domain.checkpoints import Checkpoint
-from app.domain.datasets import data_file
+from app.domain.datasets import DataFile, data_file
 from app.domain.runs import RUN_FILE, SPEC_FILE, ResumePoint, RunFile, job_folder
 from app.domain.workers import Device
 from app.services import checkpoints
@@ -26,9 +26,8 @@ def write(
         fence=run.fence,
         spec=run.spec,
         model_folder=context.settings.models_folder / run.spec.base_model,
-        dataset_file=data_file(context.settings.datasets_folder, run.dataset.id),
-        dataset_format=run.dataset.format,
-        dataset_sha256=run.dataset.sha256,
+        dataset=data_file(context.settings.datasets_folder, run.dataset),
+        eval_dataset=_eval_data_file(context, run),
         attempt_folder=folder,
         cache_folder=context.settings.cache_folder,
         device=device.kind,
@@ -52,6 +51,12 @@ def lock_file(home: Path, job_id: str, device: Device) -> Path:
     folder = Path(tempfile.gettempdir()) / f"lorad-locks-{os.getuid()}"
     folder.mkdir(exist_ok=True, mode=0o700)
     return folder / f"cuda-{device.index}.lock"
+
+
+def _eval_data_file(context: WorkerContext, run: Claimed) -> DataFile | None:
+    if run.eval_dataset is None:
+        return None
+    return data_file(context.settings.datasets_folder, run.eval_dataset)
 
 
 def _resume_point(context: WorkerContext, start: Checkpoint) -> ResumePoint:

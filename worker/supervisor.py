@@ -28,7 +28,7 @@ from app.domain.runs import (
     StopReason,
     attempt_folder,
 )
-from app.services import runs
+from app.services import recording, runs
 from app.services.runs import Claimed
 from worker import runfile
 from worker.context import WorkerContext
@@ -154,7 +154,7 @@ class Supervisor:
         is_due = now >= self._next_flush or len(self._pending) >= _FLUSH_ROWS
         if self._pending and (is_due or force):
             batch = list(self._pending)
-            runs.record(self._context.db, self._run, batch)
+            recording.record(self._context.db, self._run, batch)
             self._pending.clear()
             self._stored.extend(batch)
             self._next_flush = now + _FLUSH_SECONDS

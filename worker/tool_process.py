@@ -6,13 +6,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from app.domain.errors import LoradError
+from app.domain.errors import InvalidInput, LoradError, TrainingError
 from app.domain.tools import (
     REQUEST_FILE,
     RESULT_FILE,
+    TOOL_REQUEST,
     GenerateRequest,
-    GenerateResult,
     ToolFailure,
+    ToolRequest,
+    ToolResult,
 )
 from worker.trainer import Control, preload
 
@@ -33,21 +35,32 @@ def main(task_folder: Path, control_fd: int) -> int:
     return 1 if isinstance(result, ToolFailure) else 0
 
 
-def _result(task_folder: Path) -> GenerateResult | ToolFailure:
+def _result(task_folder: Path) -> ToolResult:
     try:
-        request = GenerateRequest.model_validate_json((task_folder / REQUEST_FILE).read_bytes())
+        request = TOOL_REQUEST.validate_json((task_folder / REQUEST_FILE).read_bytes())
         preload()
-        from worker.training.generate import generate
-
-        return generate(request)
+        return _do(request)
     except LoradError as error:
-        return ToolFailure(code=error.code, message=error.message)
+        return ToolFailure(
+            code=error.code,
+            message=error.message,
+            is_input_at_fault=isinstance(error, InvalidInput | TrainingError),
+            param=error.param,
+        )
     except Exception as error:  # noqa: BLE001 - the edge: an answer for the asker, a traceback here
         traceback.print_exc()
         return ToolFailure(code="internal", message=f"{type(error).__name__}: {error}")
 
 
-def _write(path: Path, result: GenerateResult | ToolFailure) -> None:
+def _do(request: ToolRequest) -> ToolResult:
+    match request:
+        case GenerateRequest():
+            from worker.training.generate import generate
+
+            return generate(request)
+
+
+def _write(path: Path, result: ToolResult) -> None:
     temporary = path.with_name(f".tmp-{path.name}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(result.model_dump_json())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.domain import ids
 from app.domain.errors import Unavailable
-from app.domain.tools import REQUEST_FILE, RESULT_FILE, GenerateRequest, ToolFailure
+from app.domain.tools import REQUEST_FILE, RESULT_FILE, TOOL_REQUEST, ToolFailure, ToolRequest
 from worker import devices
 from worker.context import WorkerContext
 
@@ -25,8 +25,8 @@ def run(context: WorkerContext, task_id: str) -> None:
         _log.warning("there is no tool task %r", task_id[:60])
         return
     try:
-        _adapt(context, folder / REQUEST_FILE)
-        problem = _work(context, folder)
+        request = _adapt(context, folder / REQUEST_FILE)
+        problem = _work(context, folder, request.deadline_seconds)
     except (Unavailable, OSError, ValueError) as error:
         problem = str(error)
     # Whoever asked may have given up and removed the folder.
@@ -37,17 +37,19 @@ def run(context: WorkerContext, task_id: str) -> None:
     context.stream.tool_done(task_id)
 
 
-def _adapt(context: WorkerContext, request_file: Path) -> None:
+def _adapt(context: WorkerContext, request_file: Path) -> ToolRequest:
     """Fill in what only the worker knows: its device and its threads."""
-    request = GenerateRequest.model_validate_json(request_file.read_bytes())
+    request = TOOL_REQUEST.validate_json(request_file.read_bytes())
     own = {"device": context.devices[0].kind, "num_threads": devices.threads_per_slot(1)}
-    request_file.write_text(request.model_copy(update=own).model_dump_json())
+    adapted = request.model_copy(update=own)
+    request_file.write_text(adapted.model_dump_json())
+    return adapted
 
 
-def _work(context: WorkerContext, folder: Path) -> str | None:
+def _work(context: WorkerContext, folder: Path, deadline_seconds: float | None) -> str | None:
     """Let a process do the task; returns what went wrong when there is no result."""
     tool = context.launcher.launch("tool", folder, folder / LOG_FILE)
-    seconds = context.settings.tool_seconds
+    seconds = deadline_seconds or context.settings.tool_seconds
     try:
         has_ended = tool.ended.wait(seconds)
     finally:

@@ -24,9 +24,9 @@ from app.api.strict import StrictRoute
 from app.domain.jobs import Job, JobEvent, JobState
 from app.domain.metrics import StepMetrics
 from app.domain.spec import JobSpec
-from app.services import jobs, metrics, output, resume, tools
+from app.services import generation, jobs, metrics, output, resume
+from app.services.generation import GenerateBody, Generation
 from app.services.resume import ResumeRequest
-from app.services.tools import GenerateBody, Generation
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
@@ -91,7 +91,7 @@ def generate(
     job_id: JobId, body: GenerateBody, db: Db, reach: Reach, project: Project
 ) -> Generation:
     """Answer conversations with a checkpoint of the job, its final adapter, or the base model."""
-    return tools.generate(db, reach, project, job_id, body)
+    return generation.generate(db, reach, project, job_id, body)
 
 
 @router.get("/{job_id}/metrics", responses=answers(404))

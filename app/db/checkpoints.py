@@ -25,6 +25,7 @@ def insert(
             fence=fence,
             step=event.step,
             loss=event.loss,
+            eval_loss=event.eval_loss,
             bytes=event.bytes,
             manifest_sha256=event.manifest_sha256,
         )
@@ -141,6 +142,7 @@ def to_checkpoint(row: CheckpointRow) -> Checkpoint:
         superseded=row.superseded,
         pinned=row.pinned,
         loss=row.loss,
+        eval_loss=row.eval_loss,
         bytes=row.bytes,
         manifest_sha256=row.manifest_sha256,
         created_at=row.created_at,

@@ -19,9 +19,8 @@ def insert(
     filename: str,
     report: DatasetReport,
 ) -> Dataset:
-    row = DatasetRow(
-        id=dataset_id, project_id=project_id, name=name, filename=filename, **report.model_dump()
-    )
+    values = {**report.model_dump(), "format": report.format or ""}
+    row = DatasetRow(id=dataset_id, project_id=project_id, name=name, filename=filename, **values)
     session.add(row)
     session.flush()
     session.refresh(row)
@@ -58,7 +57,11 @@ def _dataset(row: DatasetRow) -> Dataset:
         bytes=row.bytes,
         sha256=row.sha256,
         num_rows=row.num_rows,
-        format=cast(Any, row.format),
+        format=cast(Any, row.format or None),
+        container=cast(Any, row.container),
+        compression=cast(Any, row.compression),
+        columns=row.columns,
+        num_bad_rows=row.num_bad_rows,
         ignored_keys=row.ignored_keys,
         created_at=row.created_at,
     )

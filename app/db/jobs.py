@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.db.tables import AttemptRow, JobEventRow, JobRow
@@ -34,6 +34,7 @@ def insert(session: Session, project_id: str, spec: JobSpec) -> str:
         id=job_id,
         project_id=project_id,
         dataset_id=spec.dataset.id,
+        eval_dataset_id=spec.dataset.eval_id,
         state=JobState.QUEUED,
         spec=spec.model_dump(mode="json"),
         priority=spec.priority,
@@ -274,8 +275,12 @@ def mark_forgotten_as_rung(session: Session, *, after_seconds: float) -> int:
 
 
 def uses_dataset(session: Session, dataset_id: str) -> Sequence[str]:
-    """Return the ids of jobs that were submitted with a data set."""
-    query = select(JobRow.id).where(JobRow.dataset_id == dataset_id).order_by(JobRow.id)
+    """Return the ids of jobs that were submitted with a data set, to train or to evaluate on."""
+    query = (
+        select(JobRow.id)
+        .where(or_(JobRow.dataset_id == dataset_id, JobRow.eval_dataset_id == dataset_id))
+        .order_by(JobRow.id)
+    )
     return session.scalars(query).all()
 
 
@@ -356,6 +361,12 @@ def to_job(row: JobRow, *, waiting_for: str | None = None) -> Job:
         total_steps=row.total_steps,
         epoch=row.epoch,
         loss=row.loss,
+        eval_loss=row.eval_loss,
+        best_eval_loss=row.best_eval_loss,
+        best_step=row.best_step,
+        replayed_steps=row.replayed_steps,
+        replay_mismatches=row.replay_mismatches,
+        skipped_steps=row.skipped_steps,
         attempt=row.attempt,
         crash_streak=row.crash_streak,
         worker=row.owner,

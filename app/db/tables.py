@@ -14,6 +14,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -60,7 +61,12 @@ class DatasetRow(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     num_rows: Mapped[int]
+    # Empty when the columns are those of no known format; the job then names one.
     format: Mapped[str] = mapped_column(String(32))
+    container: Mapped[str] = mapped_column(String(16), server_default="jsonl")
+    compression: Mapped[str | None] = mapped_column(String(8))
+    columns: Mapped[list[Any]] = mapped_column(Json, server_default=text("'[]'"))
+    num_bad_rows: Mapped[int] = mapped_column(server_default="0")
     ignored_keys: Mapped[list[Any]]
     created_at: Mapped[datetime] = mapped_column(default=db_now())
 
@@ -90,6 +96,7 @@ class JobRow(Base):
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    eval_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     state: Mapped[str] = mapped_column(String(16))
     state_reason: Mapped[str | None] = mapped_column(String(64))
     desired: Mapped[str] = mapped_column(String(16), default="run")
@@ -112,6 +119,12 @@ class JobRow(Base):
     total_steps: Mapped[int | None]
     epoch: Mapped[float | None] = mapped_column(Float)
     loss: Mapped[float | None] = mapped_column(Float)
+    eval_loss: Mapped[float | None] = mapped_column(Float)
+    best_eval_loss: Mapped[float | None] = mapped_column(Float)
+    best_step: Mapped[int | None]
+    replayed_steps: Mapped[int] = mapped_column(default=0, server_default="0")
+    replay_mismatches: Mapped[int] = mapped_column(default=0, server_default="0")
+    skipped_steps: Mapped[int] = mapped_column(default=0, server_default="0")
     final_attempt: Mapped[int | None]
     final_manifest_sha256: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=db_now())
@@ -193,6 +206,7 @@ class CheckpointRow(Base):
     superseded: Mapped[bool] = mapped_column(default=False, server_default=false())
     pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
     loss: Mapped[float | None] = mapped_column(Float)
+    eval_loss: Mapped[float | None] = mapped_column(Float)
     bytes: Mapped[int] = mapped_column(BigInteger)
     manifest_sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=db_now())

@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db.tables import AttemptRow, TrainerEventRow
-from app.domain.events import StepEvent, TrainerEvent
+from app.domain.events import TRAINER_EVENT, StepEvent, TrainerEvent
 from app.domain.metrics import StepMetrics
 
 _INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -85,6 +85,39 @@ def metrics(
         query = select(TrainerEventRow).where(*conditions).limit(limit)
     query = query.order_by(TrainerEventRow.step, TrainerEventRow.fence)
     return [_metrics(row) for row in session.scalars(query)]
+
+
+def newest(session: Session, job_id: str, kind: str) -> TrainerEvent | None:
+    """Return the last event of a kind on the current branch."""
+    row = session.scalar(
+        select(TrainerEventRow)
+        .where(
+            TrainerEventRow.job_id == job_id,
+            TrainerEventRow.kind == kind,
+            TrainerEventRow.superseded.is_(False),
+        )
+        .order_by(TrainerEventRow.fence.desc(), TrainerEventRow.seq.desc())
+        .limit(1)
+    )
+    return None if row is None else TRAINER_EVENT.validate_json(row.body)
+
+
+def of_kind(
+    session: Session, job_id: str, kind: str, *, after_step: int, limit: int
+) -> Sequence[TrainerEvent]:
+    """Return events of a kind on the current branch in the order of their steps."""
+    query = (
+        select(TrainerEventRow)
+        .where(
+            TrainerEventRow.job_id == job_id,
+            TrainerEventRow.kind == kind,
+            TrainerEventRow.step > after_step,
+            TrainerEventRow.superseded.is_(False),
+        )
+        .order_by(TrainerEventRow.step, TrainerEventRow.fence, TrainerEventRow.seq)
+        .limit(limit)
+    )
+    return [TRAINER_EVENT.validate_json(row.body) for row in session.scalars(query)]
 
 
 def after(

@@ -80,6 +80,8 @@ class Checkpoint(BaseModel):
     """Pinned checkpoints are never removed by save_total_limit."""
     loss: float | None
     """Training loss of its last step in nats per target token."""
+    eval_loss: float | None = None
+    """Evaluation loss at its step in nats per target token; null when none was made there."""
     bytes: int
     """Size on disk in bytes."""
     manifest_sha256: str

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from app.domain.rows import RowFormat
 
+Container = Literal["jsonl", "json", "csv", "parquet"]
+Compression = Literal["gz", "zst"]
 DATA_FILE = "data.jsonl"
 REPORT_FILE = "report.json"
 
@@ -33,8 +35,17 @@ class Dataset(BaseModel):
     """SHA-256 of the file, hexadecimal."""
     num_rows: int
     """Rows in the file, blank lines not counted."""
-    format: RowFormat
-    """Row format: chat, prompt-completion or text."""
+    format: RowFormat | None
+    """Row format found by the columns; null when they are those of no known format, so that a job
+    has to name one (`dataset.format`, `dataset.field_mapping`)."""
+    container: Container = "jsonl"
+    """Kind of file: jsonl, json (an array), csv or parquet."""
+    compression: Compression | None = None
+    """gz or zst; null when the file is not compressed."""
+    columns: list[str] = []
+    """Keys found in the rows, at most 50."""
+    num_bad_rows: int = 0
+    """Rows that cannot be trained on; only uploads with on_bad_rows=keep have any."""
     ignored_keys: list[str]
     """Keys of rows that the format does not use; they are stored and change nothing."""
     created_at: datetime
@@ -52,11 +63,37 @@ class DatasetReport(BaseModel):
     """SHA-256 of the file, hexadecimal."""
     num_rows: int
     """Rows in the file, blank lines not counted."""
-    format: RowFormat
-    """Row format of every row."""
+    format: RowFormat | None
+    """Row format of every row; null when the columns are those of no known format."""
+    container: Container = "jsonl"
+    """Kind of file."""
+    compression: Compression | None = None
+    """How the file is compressed."""
+    columns: list[str] = []
+    """Keys found in the rows, at most 50."""
+    num_bad_rows: int = 0
+    """Rows that cannot be trained on."""
     ignored_keys: list[str]
     """Keys of rows that the format does not use."""
 
 
-def data_file(datasets_folder: Path, dataset_id: str) -> Path:
-    return datasets_folder / dataset_id / DATA_FILE
+class DataFile(BaseModel):
+    """A stored data set, as much of it as whoever reads the rows needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    sha256: str
+    format: RowFormat | None
+    container: Container = "jsonl"
+    compression: Compression | None = None
+
+
+def data_file(datasets_folder: Path, dataset: Dataset) -> DataFile:
+    return DataFile(
+        path=datasets_folder / dataset.id / DATA_FILE,
+        sha256=dataset.sha256,
+        format=dataset.format,
+        container=dataset.container,
+        compression=dataset.compression,
+    )

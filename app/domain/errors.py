@@ -105,6 +105,12 @@ class NonFiniteStep(TrainingError):
     default_code = "nonfinite_step"
 
 
+class AdapterUnhealthy(TrainingError):
+    """The trained adapter failed its certificate; the message carries the measurement."""
+
+    default_code = "adapter_unhealthy"
+
+
 class NoMatchingLayers(TrainingError):
     default_code = "no_matching_layers"
 

@@ -3,9 +3,14 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
+from app.domain.certificates import Certificate
+from app.domain.evaluations import Evaluation
+from app.domain.gradient_flow import GradientFlow
+from app.domain.memory import MemoryReport
 from app.domain.metrics import StepMetrics
+from app.domain.receipts import Receipt
 from app.domain.runs import StopReason
 
 
@@ -75,6 +80,8 @@ class CheckpointEvent(_Event):
     """Size of the folder in bytes."""
     loss: float | None
     """Training loss of the last step in nats per target token."""
+    eval_loss: float | None = None
+    """Evaluation loss at this very step in nats per target token; null without an evaluation."""
     save_seconds: float
     """Time the save took in seconds."""
 
@@ -90,6 +97,63 @@ class NoticeEvent(_Event):
     """Stable name of the notice."""
     message: str
     """What happened."""
+    data: dict[str, JsonValue] = {}
+    """Values that belong to it."""
+
+
+class ReceiptEvent(_Event):
+    """Every line of the data set has its fate."""
+
+    kind: Literal["receipt"] = "receipt"
+    """Always `receipt`."""
+    step: int
+    """Optimizer steps done."""
+    receipt: Receipt
+    """What became of the lines."""
+
+
+class EvaluationEvent(_Event):
+    """The evaluation rows were gone through."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    """Always `evaluation`."""
+    step: int
+    """Optimizer steps done."""
+    evaluation: Evaluation
+    """What was measured."""
+
+
+class GradientFlowEvent(_Event):
+    """Gradients and movement of every trained matrix at one step."""
+
+    kind: Literal["gradient_flow"] = "gradient_flow"
+    """Always `gradient_flow`."""
+    step: int
+    """Optimizer step, counted from 1."""
+    gradient_flow: GradientFlow
+    """What was measured."""
+
+
+class MemoryEvent(_Event):
+    """Memory peaks of the attempt so far; a later event replaces an earlier one."""
+
+    kind: Literal["memory"] = "memory"
+    """Always `memory`."""
+    step: int
+    """Optimizer steps done."""
+    memory: MemoryReport
+    """What was measured."""
+
+
+class CertificateEvent(_Event):
+    """The final adapter was examined."""
+
+    kind: Literal["certificate"] = "certificate"
+    """Always `certificate`."""
+    step: int
+    """Optimizer steps done."""
+    certificate: Certificate
+    """What was found."""
 
 
 class FinishedEvent(_Event):
@@ -134,6 +198,11 @@ TrainerEvent = Annotated[
     | StepEvent
     | CheckpointEvent
     | NoticeEvent
+    | ReceiptEvent
+    | EvaluationEvent
+    | GradientFlowEvent
+    | MemoryEvent
+    | CertificateEvent
     | FinishedEvent
     | StoppedEvent
     | FailedEvent,

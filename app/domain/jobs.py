@@ -134,6 +134,18 @@ class Job(BaseModel):
     """Passes over the data completed."""
     loss: float | None
     """Training loss of the last logged step in nats per target token."""
+    eval_loss: float | None = None
+    """Loss of the last evaluation in nats per target token; null without one."""
+    best_eval_loss: float | None = None
+    """Lowest evaluation loss on the current branch of its history."""
+    best_step: int | None = None
+    """Step of that evaluation; its checkpoint is `best`."""
+    replayed_steps: int = 0
+    """Steps done again after a resume that had been done before with the same settings."""
+    replay_mismatches: int = 0
+    """Of those, the ones whose loss was not the same to the last bit; 0 is the promise."""
+    skipped_steps: int = 0
+    """Steps whose update was not applied because loss or gradient was not finite."""
     attempt: int
     """Times a worker has started it."""
     crash_streak: int

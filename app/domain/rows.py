@@ -9,7 +9,7 @@ from pydantic import Field
 
 from app.domain.strict_json import DuplicateKey, unique_keys
 
-RowFormat = Literal["chat", "prompt-completion", "text"]
+RowFormat = Literal["chat", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_LINE_BYTES = 1_048_576
 _SHOWN_CHARACTERS = 200

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from app.domain.rows import RowFormat
+from app.domain.datasets import DataFile
 from app.domain.spec import JobSpec
 
 RUN_FILE = "run.json"
@@ -40,9 +40,8 @@ class RunFile(BaseModel):
     fence: int
     spec: JobSpec
     model_folder: Path
-    dataset_file: Path
-    dataset_format: RowFormat
-    dataset_sha256: str
+    dataset: DataFile
+    eval_dataset: DataFile | None = None
     attempt_folder: Path
     cache_folder: Path
     device: Literal["cpu", "cuda"]

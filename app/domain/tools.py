@@ -11,10 +11,21 @@ REQUEST_FILE = "request.json"
 RESULT_FILE = "result.json"
 
 
-class GenerateRequest(BaseModel):
-    """Answer chat prompts with a base model, or with one of its adapters."""
+class Request(BaseModel):
+    """What every task is told; the worker fills in its device and threads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    num_threads: int = Field(default=1, ge=1)
+    """CPU threads to compute with."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device to compute on."""
+    deadline_seconds: float | None = None
+    """Time the task may take in seconds; null is the worker's own limit."""
+
+
+class GenerateRequest(Request):
+    """Answer chat prompts with a base model, or with one of its adapters."""
 
     kind: Literal["generate"] = "generate"
     """Always `generate`."""
@@ -30,10 +41,6 @@ class GenerateRequest(BaseModel):
     """Longest answer in tokens."""
     temperature: Literal[0] = 0
     """Only 0, the most likely token each time, is available."""
-    num_threads: int = Field(default=1, ge=1)
-    """CPU threads to compute with."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Device to compute on."""
 
 
 class GenerateResult(BaseModel):
@@ -60,8 +67,13 @@ class ToolFailure(BaseModel):
     """Stable name of the failure."""
     message: str
     """What failed and what to do."""
+    is_input_at_fault: bool = False
+    """Whether the same request fails again wherever it is done."""
+    param: str | None = None
+    """Dotted path of the request field at fault."""
 
 
 ToolRequest = GenerateRequest
 ToolResult = Annotated[GenerateResult | ToolFailure, Field(discriminator="kind")]
+TOOL_REQUEST: TypeAdapter[ToolRequest] = TypeAdapter(ToolRequest)
 TOOL_RESULT: TypeAdapter[GenerateResult | ToolFailure] = TypeAdapter(ToolResult)

@@ -16,7 +16,8 @@ from app.domain.checkpoints import Checkpoint
 from app.domain.errors import CheckpointUnusable, Conflict, InvalidInput, NotFound, StateConflict
 from app.domain.groups import canonical
 from app.domain.jobs import RESUMABLE_STATES, Actor, Desired, Job, JobState, allowed_requests
-from app.domain.spec import JobSpec, TrainingSpec
+from app.domain.options import TrainingSpec
+from app.domain.spec import JobSpec
 from app.services import checkpoints, jobs
 from app.services.jobs import Outside
 from app.settings import Settings

@@ -1,6 +1,6 @@
 """Jobs from the worker's side: claim, begin, record, renew, settle; always under the fence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints as checkpoint_queries
 from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
-from app.db import trainer_events as event_queries
 from app.db import workers as worker_queries
 from app.db.engine import Database
 from app.db.jobs import JobRow
@@ -18,14 +17,7 @@ from app.domain import failpoints
 from app.domain.checkpoints import Checkpoint
 from app.domain.datasets import Dataset
 from app.domain.errors import Fenced
-from app.domain.events import (
-    CheckpointEvent,
-    FinishedEvent,
-    NoticeEvent,
-    ReadyEvent,
-    StepEvent,
-    TrainerEvent,
-)
+from app.domain.events import FinishedEvent
 from app.domain.jobs import OWNED_STATES, Actor, Desired, JobError, JobState
 from app.domain.spec import JobSpec
 from app.domain.workers import Capability
@@ -45,6 +37,7 @@ class Claimed:
     fence: int
     spec: JobSpec
     dataset: Dataset
+    eval_dataset: Dataset | None
     resume_checkpoint_id: str | None
 
 
@@ -75,8 +68,15 @@ def claim(
             fence=row.fence,
             spec=JobSpec.model_validate(row.spec),
             dataset=dataset,
+            eval_dataset=_eval_dataset(session, row),
             resume_checkpoint_id=row.resume_checkpoint_id,
         )
+
+
+def _eval_dataset(session: Session, row: JobRow) -> Dataset | None:
+    if row.eval_dataset_id is None:
+        return None
+    return dataset_queries.get(session, row.eval_dataset_id)
 
 
 def begin(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
@@ -95,7 +95,7 @@ def begin(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
         wanted_id = _locked(session, run).resume_checkpoint_id
         if wanted_id is not None and (start is None or start.id != wanted_id):
             resume.tell_fallback(session, run.job_id, run.attempt, wanted_id, start)
-        _require_owner(session, run, {"resume_checkpoint_id": None})
+        require_owner(session, run, {"resume_checkpoint_id": None})
         resume.leave_behind(session, run.job_id, after_step=step, before_fence=run.fence)
         job_queries.start_attempt_at(
             session,
@@ -105,30 +105,6 @@ def begin(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
             checkpoint_id=None if start is None else start.id,
         )
     return start
-
-
-def record(db: Database, run: Claimed, events: Sequence[TrainerEvent]) -> None:
-    """Store what the trainer reported, and the checkpoints among it, in one fenced transaction.
-
-    A checkpoint becomes visible together with every metric row up to its step, so that resuming
-    from it never meets a gap.
-
-    Raises:
-        Fenced: Another attempt owns the job; nothing was written.
-    """
-    with db.write() as session:
-        _require_owner(session, run, _progress(events))
-        # After a commit whose answer was lost, the same events come again.
-        stored = event_queries.high_water(session, run.job_id, run.attempt)
-        new = [event for event in events if event.seq > stored]
-        if not new:
-            return
-        event_queries.insert_many(
-            session, run.job_id, fence=run.fence, attempt=run.attempt, events=new
-        )
-        for event in new:
-            _record_one(session, run, event)
-        failpoints.hit("record.commit")
 
 
 def renew(db: Database, settings: Settings, run: Claimed) -> Desired:
@@ -347,49 +323,7 @@ def _is_there(session: Session, run: Claimed, target: JobState) -> bool:
     return row is not None and row.fence == run.fence and row.state == target
 
 
-def _require_owner(session: Session, run: Claimed, values: Mapping[str, Any]) -> None:
+def require_owner(session: Session, run: Claimed, values: Mapping[str, Any]) -> None:
     changes = dict(values) or {"fence": run.fence}
     if not job_queries.update_owned(session, run.job_id, fence=run.fence, values=changes):
         raise Fenced(f"attempt {run.attempt} of {run.job_id} is fenced")
-
-
-def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
-    """Return how far the events say the job is; only work that was done moves it."""
-    values: dict[str, Any] = {}
-    for event in events:
-        match event:
-            case ReadyEvent():
-                values |= {"total_steps": event.total_steps, "step": event.step}
-            case StepEvent():
-                measured = event.metrics
-                values |= {"step": event.step, "epoch": measured.epoch, "loss": measured.loss}
-            case CheckpointEvent():
-                values["step"] = event.step
-            case _:
-                pass
-    return values
-
-
-def _record_one(session: Session, run: Claimed, event: TrainerEvent) -> None:
-    match event:
-        case CheckpointEvent():
-            checkpoint_id = checkpoint_queries.insert(
-                session, run.job_id, attempt=run.attempt, fence=run.fence, event=event
-            )
-            job_queries.update_owned(
-                session, run.job_id, fence=run.fence, values={"crash_streak": 0}
-            )
-            job_queries.add_event(
-                session,
-                run.job_id,
-                "checkpoint",
-                f"checkpoint {event.step} committed",
-                attempt=run.attempt,
-                data={"step": event.step, "checkpoint_id": checkpoint_id, "bytes": event.bytes},
-            )
-        case NoticeEvent():
-            job_queries.add_event(
-                session, run.job_id, event.code, event.message, attempt=run.attempt
-            )
-        case _:
-            pass

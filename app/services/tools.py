@@ -3,31 +3,23 @@
 import shutil
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
-from app.db import checkpoints as checkpoint_queries
 from app.db.engine import Database
 from app.domain import ids
-from app.domain.errors import InvalidInput, NotFound, NoWorker, Unavailable
-from app.domain.rows import Message
-from app.domain.spec import JobSpec
-from app.domain.tools import (
-    REQUEST_FILE,
-    RESULT_FILE,
-    TOOL_RESULT,
-    GenerateRequest,
-    GenerateResult,
-)
-from app.services import catalog, checkpoints, jobs
+from app.domain.errors import InvalidInput, NoWorker, Unavailable
+from app.domain.tools import REQUEST_FILE, RESULT_FILE, TOOL_RESULT, ToolFailure, ToolRequest
+from app.services import catalog
 from app.services.jobs import Outside
 from app.settings import Settings
 
-BASE = "base"
-_MAX_PROMPTS = 16
+Result = TypeVar("Result", bound=BaseModel)
+
 # Each call holds a thread of the API until a worker answers, and all requests share those threads.
 _MAX_CALLS = 4
 _calls = threading.BoundedSemaphore(_MAX_CALLS)
@@ -36,78 +28,8 @@ _LATE_FILE_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 
 
-class GenerateBody(BaseModel):
-    """Conversations to continue with a job's adapter or with its base model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    messages: list[list[Message]] = Field(min_length=1, max_length=_MAX_PROMPTS)
-    """Conversations; each ends with a user turn and gets one answer."""
-    checkpoint: int | str = checkpoints.LATEST
-    """A step, `latest`, the id of a checkpoint, `final`, or `base`: the model without adapter."""
-    max_new_tokens: int = Field(default=64, ge=1, le=1024)
-    """Longest answer in tokens."""
-
-
-class Generation(BaseModel):
-    """Answers of a model."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    object: str = "generation"
-    """Always `generation`."""
-    checkpoint: str
-    """What answered: `base`, `final`, or `step N`."""
-    answers: list[str]
-    """One answer for each conversation, in their order."""
-    seconds: float
-    """Time the worker took in seconds."""
-
-
-def generate(
-    db: Database, outside: Outside, project_id: str, job_id: str, body: GenerateBody
-) -> Generation:
-    """Let a worker answer conversations, also while it trains.
-
-    Raises:
-        NotFound: No such job or checkpoint.
-        CheckpointUnusable: The checkpoint does not verify.
-        NoWorker: No worker is running.
-        Unavailable: The worker failed or took too long, or enough others are being answered.
-    """
-    settings = outside.settings
-    _require_user_turns(body.messages)
-    with db.read() as session:
-        spec = JobSpec.model_validate(jobs.require(session, project_id, job_id).spec)
-    model = catalog.require_model(settings, spec.base_model)
-    with _place_for_a_call():
-        adapter, label = _adapter(db, settings, project_id, job_id, str(body.checkpoint))
-        _require_worker(db, settings)
-        request = GenerateRequest(
-            model_folder=model.path,
-            adapter_folder=adapter,
-            prompts=tuple(tuple(prompt) for prompt in body.messages),
-            max_new_tokens=body.max_new_tokens,
-        )
-        result = _ask(outside, request)
-    return Generation(checkpoint=label, answers=list(result.answers), seconds=result.seconds)
-
-
-def _require_user_turns(prompts: Sequence[Sequence[Message]]) -> None:
-    """Refuse conversations that leave nothing to answer.
-
-    Raises:
-        InvalidInput: A conversation is empty or does not end with a user turn.
-    """
-    for index, prompt in enumerate(prompts):
-        if not prompt or prompt[-1].role != "user":
-            raise InvalidInput(
-                "a conversation must end with a user turn", param=f"messages.{index}"
-            )
-
-
 @contextmanager
-def _place_for_a_call() -> Generator[None]:
+def place_for_a_call() -> Generator[None]:
     """Hold one of the few places, so that slow answers leave threads for all other requests.
 
     Raises:
@@ -124,25 +46,38 @@ def _place_for_a_call() -> Generator[None]:
         _calls.release()
 
 
-def _adapter(
-    db: Database, settings: Settings, project_id: str, job_id: str, which: str
-) -> tuple[Path | None, str]:
-    if which == BASE:
-        return None, BASE
-    if which == checkpoints.FINAL:
-        return checkpoints.adapter_folder(db, settings, project_id, job_id, which), which
-    if which == checkpoints.LATEST:
-        with db.read() as session:
-            newest = checkpoint_queries.latest(session, job_id)
-        if newest is None:
-            raise NotFound(
-                f"job {job_id} has no checkpoint yet; ask `base`, or wait for its first",
-                param="checkpoint",
-                code="no_checkpoint",
-            )
-    found = checkpoints.get(db, project_id, job_id, which)
-    checkpoints.require_good(db, settings, found)
-    return checkpoints.folder_of(settings, found), f"step {found.step}"
+def ask(
+    db: Database,
+    outside: Outside,
+    request: ToolRequest,
+    expected: type[Result],
+    *,
+    seconds: float | None = None,
+) -> Result:
+    """Let a worker do a task and return its answer; call it inside `place_for_a_call`.
+
+    Args:
+        expected: Kind of result that belongs to the request.
+        seconds: Deadline; that of the settings when not given.
+
+    Raises:
+        NoWorker: No worker is running.
+        InvalidInput: The task cannot be done with this input, whoever does it.
+        Unavailable: The worker failed or took too long.
+    """
+    _require_worker(db, outside.settings)
+    task_id = ids.new("tool")
+    folder = outside.settings.home / "tools" / task_id
+    folder.mkdir(parents=True, mode=0o700)
+    try:
+        deadline_seconds = seconds or outside.settings.tool_seconds
+        timed = request.model_copy(update={"deadline_seconds": deadline_seconds})
+        (folder / REQUEST_FILE).write_text(timed.model_dump_json())
+        if not outside.doorbell.call_tool(task_id):
+            raise Unavailable("the broker (Redis) is away; try again", code="broker_unavailable")
+        return _answer(outside, task_id, folder / RESULT_FILE, expected, deadline_seconds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_worker(db: Database, settings: Settings) -> None:
@@ -152,21 +87,9 @@ def _require_worker(db: Database, settings: Settings) -> None:
         )
 
 
-def _ask(outside: Outside, request: GenerateRequest) -> GenerateResult:
-    task_id = ids.new("tool")
-    folder = outside.settings.home / "tools" / task_id
-    folder.mkdir(parents=True, mode=0o700)
-    try:
-        (folder / REQUEST_FILE).write_text(request.model_dump_json())
-        if not outside.doorbell.call_tool(task_id):
-            raise Unavailable("the broker (Redis) is away; try again", code="broker_unavailable")
-        return _answer(outside, task_id, folder / RESULT_FILE)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answer(outside: Outside, task_id: str, result_file: Path) -> GenerateResult:
-    seconds = outside.settings.tool_seconds
+def _answer(
+    outside: Outside, task_id: str, result_file: Path, expected: type[Result], seconds: float
+) -> Result:
     deadline = time.monotonic() + seconds
     is_done = outside.stream.wait_for_tool(task_id, seconds=seconds)
     if is_done:
@@ -177,8 +100,11 @@ def _answer(outside: Outside, task_id: str, result_file: Path) -> GenerateResult
             raise _no_answer(seconds, is_done=is_done)
         time.sleep(_POLL_SECONDS)
     result = TOOL_RESULT.validate_json(result_file.read_bytes())
-    if isinstance(result, GenerateResult):
+    if isinstance(result, expected):
         return result
+    assert isinstance(result, ToolFailure), result
+    if result.is_input_at_fault:
+        raise InvalidInput(result.message, code=result.code, param=result.param)
     raise Unavailable(f"the worker could not do it: {result.message}", code=result.code)
 
 

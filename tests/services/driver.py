@@ -34,7 +34,7 @@ from app.domain.runs import FINAL_FOLDER, attempt_folder, checkpoint_folder_name
 from app.domain.spec import JobSpec
 from app.domain.workers import Capability, Device, WorkerIdentity
 from app.queue import Doorbell
-from app.services import datasets, jobs, runs, workers
+from app.services import datasets, jobs, recording, runs, workers
 from app.services.jobs import Outside
 from app.services.runs import Claimed
 from app.stream import LiveStream
@@ -172,7 +172,7 @@ class Driver:
         runs.move(self.db, run, source, target, message="by hand")
 
     def record(self, run: Claimed, *events: TrainerEvent) -> None:
-        runs.record(self.db, run, events)
+        recording.record(self.db, run, events)
 
     def steps(self, run: Claimed, first: int, last: int) -> list[StepEvent]:
         """Record the metrics of some steps."""

@@ -5,7 +5,7 @@ import pytest
 from app.db.keys import DEFAULT_PROJECT
 from app.domain.errors import Conflict, InvalidInput, LoradError
 from app.domain.jobs import Job, JobState
-from app.domain.spec import TrainingSpec
+from app.domain.options import TrainingSpec
 from app.services import resume
 from app.services.resume import ResumeRequest
 from tests.services.driver import Driver

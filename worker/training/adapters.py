@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from app.domain.errors import NoMatchingLayers
+from app.domain.options import LoraSpec
 from app.domain.presets import ALL_LINEAR, PRESETS
-from app.domain.spec import LoraSpec
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Facts:
             step=step,
             base_model=self.run.spec.base_model,
             base_model_sha256=self.base_model_sha256,
-            dataset_sha256=self.run.dataset_sha256,
+            dataset_sha256=self.run.dataset.sha256,
             versions=versions(),
             files=(),
         )
@@ -73,7 +73,7 @@ def save(
         _OPTIMIZER: to_bytes(kept),
         _STATE: complete.model_dump_json().encode() + b"\n",
     }
-    return commit(folder, contents, facts.manifest(kind="checkpoint", step=complete.step))
+    return commit(folder, contents, facts.manifest(kind="checkpoint", step=complete.progress.step))
 
 
 def save_final(folder: Path, adapted: Adapted, *, step: int, facts: Facts) -> Committed:
@@ -147,10 +147,10 @@ def _config_json(adapted: Adapted) -> bytes:
 def _require_identity(
     manifest: Manifest, saved: TrainingState, point: ResumePoint, job_id: str
 ) -> None:
-    if manifest.kind != "checkpoint" or not manifest.step == saved.step == point.step:
+    if manifest.kind != "checkpoint" or not manifest.step == saved.progress.step == point.step:
         raise ResumeMismatch(
-            f"{point.folder.name} is a {manifest.kind} of step {saved.step}, not the checkpoint of"
-            f" step {point.step}"
+            f"{point.folder.name} is a {manifest.kind} of step"
+            f" {saved.progress.step}, not the checkpoint of step {point.step}"
         )
     if manifest.job_id != job_id:
         raise ResumeMismatch(f"{point.folder.name} belongs to {manifest.job_id}, not to {job_id}")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from app.domain import checkpoints, lines, rows
 from app.domain.errors import UnusableData
+from app.domain.options import DatasetSpec
+from app.domain.receipts import Receipt
 from app.domain.rows import BadRow, RowFormat
-from app.domain.spec import DatasetSpec
+from app.domain.runs import RunFile
 from worker.training.encode import EncodedRow, RenderedRow, encode, end_marks, render
 
 _ROWS_AT_ONCE = 512
@@ -26,6 +28,8 @@ class TrainingData:
     """The rows to train on, and what happened to the others."""
 
     rows: list[EncodedRow] = field(default_factory=list)
+    eval_rows: list[EncodedRow] = field(default_factory=list)
+    units: Sequence[tuple[int, ...]] = ()
     num_rows: int = 0
     num_truncated: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -35,6 +39,24 @@ class TrainingData:
     @property
     def num_dropped(self) -> int:
         return self.dropped.total()
+
+    @property
+    def receipt(self) -> Receipt:
+        return Receipt(
+            num_lines=self.num_rows,
+            num_kept=len(self.rows) - self.num_truncated,
+            num_truncated=self.num_truncated,
+            num_dropped=self.num_dropped,
+            dropped_reasons=dict(sorted(self.dropped.items())),
+            num_train_rows=len(self.rows),
+            num_eval_rows=len(self.eval_rows),
+            num_tokens=sum(len(row.ids) for row in self.rows),
+            num_target_tokens=sum(row.num_targets for row in self.rows),
+            num_tokens_cut=0,
+            longest_tokens=max((len(row.ids) for row in self.rows), default=0),
+            num_turns_without_end=0,
+            problems=(),
+        )
 
     def fingerprint(self) -> str:
         """Hash every token and mask: equal fingerprints train equally."""
@@ -46,20 +68,16 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def load(
-    path: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: DatasetSpec,
-    *,
-    row_format: RowFormat,
-    sha256: str,
-) -> TrainingData:
-    """Read, render, encode and cut the rows of a JSONL file.
+def load(run: RunFile, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    """Read, render, encode and cut the rows of a data set.
 
     Raises:
         UnusableData: The file is not the one that was accepted, a row cannot be used, or too
             little is left to train on.
     """
+    path, sha256, row_format = run.dataset.path, run.dataset.sha256, run.dataset.format
+    assert row_format is not None
+    spec = run.spec.dataset
     if checkpoints.hash_file(path) != sha256:
         raise UnusableData("the data set's file is not the one that was uploaded (SHA-256 differs)")
     if row_format == "chat" and not tokenizer.chat_template:
@@ -76,6 +94,7 @@ def load(
         for row in encode(chunk, tokenizer, train_on_inputs=spec.train_on_inputs):
             _admit(row, data, spec)
     _require_enough(data, spec)
+    data.units = [(row,) for row in range(len(data.rows))]
     return data
 
 

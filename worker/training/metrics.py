@@ -27,7 +27,7 @@ def measured(
         step_seconds=seconds,
         tokens_per_second=result.num_tokens / seconds,
         peak_memory_bytes=peak_memory_bytes(session.device),
-        batch_sha=batch_sha(session.data.rows[row].line for row in session.sampler.rows_of(step)),
+        batch_sha=batch_sha(session.lines_of(step)),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from app.domain.spec import TrainingSpec
+from app.domain.options import TrainingSpec
 
 
 @dataclass(frozen=True)

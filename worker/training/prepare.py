@@ -19,10 +19,11 @@ from worker.training import (
 )
 from worker.training.adapters import Adapted
 from worker.training.loss import make_loss_sum
+from worker.training.memory import MemoryMeter
 from worker.training.optim import Schedule
 from worker.training.reporting import EventLog
 from worker.training.sampler import Sampler
-from worker.training.session import Progress, Session
+from worker.training.session import Session
 from worker.training.state import TrainingState
 
 
@@ -57,14 +58,8 @@ def _load(run: RunFile) -> Session:
     model_sha256 = fingerprint.start(run.model_folder, run.cache_folder)
     adapted = _load_adapted(run, device, dtype)
     tokenizer = model.load_tokenizer(run.model_folder)
-    rows = data.load(
-        run.dataset_file,
-        tokenizer,
-        spec.dataset,
-        row_format=run.dataset_format,
-        sha256=run.dataset_sha256,
-    )
-    sampler, schedule = _plan(spec, num_rows=len(rows.rows))
+    rows = data.load(run, tokenizer)
+    sampler, schedule = _plan(spec, num_units=len(rows.units))
     return Session(
         run=run,
         device=device,
@@ -79,11 +74,11 @@ def _load(run: RunFile) -> Session:
         ),
         model_sha256=model_sha256,
         fingerprints={
-            "dataset_sha256": run.dataset_sha256,
+            "dataset_sha256": run.dataset.sha256,
             "tokens_sha256": rows.fingerprint(),
             "tokenizer_sha256": fingerprint.of_tokenizer(run.model_folder),
         },
-        progress=Progress(),
+        memory=MemoryMeter(device),
     )
 
 
@@ -105,12 +100,11 @@ def _enable_checkpointing(base: PreTrainedModel) -> None:
     base.disable_input_require_grads()
 
 
-def _plan(spec: JobSpec, *, num_rows: int) -> tuple[Sampler, Schedule]:
+def _plan(spec: JobSpec, *, num_units: int) -> tuple[Sampler, Schedule]:
     training = spec.training
     sampler = Sampler(
-        num_rows=num_rows,
-        micro_batch_size=training.per_device_train_batch_size,
-        accumulation_steps=training.gradient_accumulation_steps,
+        num_units=num_units,
+        units_per_step=training.per_device_train_batch_size * training.gradient_accumulation_steps,
         seed=spec.seed,
     )
     total_steps = sampler.total_steps(
@@ -120,6 +114,7 @@ def _plan(spec: JobSpec, *, num_rows: int) -> tuple[Sampler, Schedule]:
 
 
 def _note_data(session: Session, log: EventLog) -> None:
+    log.receipt(session.data.receipt, step=0)
     if session.data.has_chat and not session.data.ends_turns:
         log.notice(
             step=0,
@@ -140,12 +135,12 @@ def _resume(session: Session, log: EventLog) -> None:
         job_id=session.run.job_id,
         device=session.device,
     )
-    progress = session.progress
-    progress.step = progress.saved_step = saved.step
-    progress.num_tokens, progress.loss = saved.num_tokens, saved.loss
+    for name, value in saved.progress:
+        setattr(session.progress, name, value)
+    session.saved.step = step = saved.progress.step
     if saved.schedule != vars(session.schedule):
         log.notice(
-            step=saved.step,
+            step=step,
             code="schedule_changed",
             message=f"the learning-rate schedule was computed anew: {saved.schedule} before,"
             f" {vars(session.schedule)} now; losses will differ from an unchanged run",
@@ -161,7 +156,7 @@ def _note_surroundings(session: Session, saved: TrainingState, log: EventLog) ->
             f"{name} {saved.surroundings.get(name)} -> {value}" for name, value in changed.items()
         )
         log.notice(
-            step=saved.step,
+            step=saved.progress.step,
             code="surroundings_changed",
             message=f"{differences}: the run continues, but not to the last bit",
         )

@@ -6,19 +6,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import JsonValue
+
 from app.domain import failpoints
+from app.domain.certificates import Certificate
 from app.domain.errors import StartupError
+from app.domain.evaluations import Evaluation
 from app.domain.events import (
+    CertificateEvent,
     CheckpointEvent,
+    EvaluationEvent,
     FailedEvent,
     FinishedEvent,
+    GradientFlowEvent,
+    MemoryEvent,
     NoticeEvent,
     ReadyEvent,
+    ReceiptEvent,
     StepEvent,
     StoppedEvent,
     TrainerEvent,
 )
+from app.domain.gradient_flow import GradientFlow
+from app.domain.memory import MemoryReport
 from app.domain.metrics import StepMetrics
+from app.domain.receipts import Receipt
 from app.domain.runs import StopReason
 
 
@@ -55,8 +67,24 @@ class EventLog:
     def checkpoint(self, *, step: int, **facts: Any) -> None:
         self._append(CheckpointEvent(**self._stamp(step), **facts), durable=True)
 
-    def notice(self, *, step: int, code: str, message: str) -> None:
-        self._append(NoticeEvent(**self._stamp(step), code=code, message=message))
+    def notice(self, *, step: int, code: str, message: str, **data: JsonValue) -> None:
+        self._append(NoticeEvent(**self._stamp(step), code=code, message=message, data=data))
+
+    def receipt(self, receipt: Receipt, *, step: int) -> None:
+        self._append(ReceiptEvent(**self._stamp(step), receipt=receipt), durable=True)
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        self._append(EvaluationEvent(**self._stamp(evaluation.step), evaluation=evaluation))
+
+    def gradient_flow(self, flow: GradientFlow) -> None:
+        self._append(GradientFlowEvent(**self._stamp(flow.step), gradient_flow=flow))
+
+    def memory(self, report: MemoryReport, *, step: int) -> None:
+        self._append(MemoryEvent(**self._stamp(step), memory=report))
+
+    def certificate(self, certificate: Certificate, *, step: int) -> None:
+        event = CertificateEvent(**self._stamp(step), certificate=certificate)
+        self._append(event, durable=True)
 
     def finished(self, *, step: int, manifest_sha256: str, num_tokens: int) -> None:
         event = FinishedEvent(

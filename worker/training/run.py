@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable
 
 from app.domain import failpoints
+from app.domain.errors import NonFiniteStep
+from app.domain.evaluations import Evaluation
 from app.domain.runs import FINAL_FOLDER, RunFile, StopReason, checkpoint_folder_name
-from worker.training import checkpoint, metrics, optim
-from worker.training.batch import lay_end_to_end
+from worker.training import certify, checkpoint, evaluate, healing, metrics, nonfinite, optim
 from worker.training.prepare import prepare
 from worker.training.reporting import EventLog
-from worker.training.session import Progress, Session
+from worker.training.session import Session
 from worker.training.step import StepResult, train_step
 
 StopRequested = Callable[[], StopReason | None]
@@ -25,27 +26,34 @@ def train(run: RunFile, log: EventLog, *, started: float, stop_requested: StopRe
         stop_requested: Asked before each step.
     """
     session = prepare(run, log)
-    progress = session.progress
     log.ready(**session.summary(), startup_seconds=time.monotonic() - started)
 
-    while progress.step < session.total_steps:
+    while not session.is_done():
         if reason := stop_requested():
             _stop(session, log, reason)
             return
         _take_step(session, log)
-        if session.is_save_due(progress.step):
-            _save(session, log)
+        evaluation = evaluate.when_due(session, log)
+        is_best = evaluation is not None and evaluation.is_best
+        if is_best or session.is_save_due(session.progress.step):
+            _save(session, log, evaluation)
 
     # The work is done: a pause has nothing left to pause, only a cancel still means something.
     if stop_requested() == "cancel":
         _stop(session, log, "cancel")
         return
-    final = checkpoint.save_final(
-        run.attempt_folder / FINAL_FOLDER,
-        session.adapted,
-        step=progress.step,
-        facts=session.facts(),
-    )
+    _finish(session, log)
+
+
+def _finish(session: Session, log: EventLog) -> None:
+    folder = session.run.attempt_folder / FINAL_FOLDER
+    progress = session.progress
+    with session.memory.phase("save"):
+        final = checkpoint.save_final(
+            folder, session.adapted, step=progress.step, facts=session.facts()
+        )
+    with session.memory.phase("certify"):
+        certify.certify(session, log, folder)
     log.finished(
         step=progress.step, manifest_sha256=final.manifest_sha256, num_tokens=progress.num_tokens
     )
@@ -56,21 +64,12 @@ def _take_step(session: Session, log: EventLog) -> None:
     began = time.perf_counter()
     step = session.progress.step + 1
     log.at_step(step)
-    micro_batches = session.sampler.micro_batches_of(step)
     learning_rate = session.schedule.learning_rate(step)
     optim.set_learning_rate(session.optimizer, learning_rate)
-    result = train_step(
-        session.loss_sum,
-        session.parameters,
-        session.optimizer,
-        [
-            lay_end_to_end([session.data.rows[row] for row in rows], device=session.device)
-            for rows in micro_batches
-        ],
-        max_grad_norm=session.run.spec.training.max_grad_norm,
-    )
+    with session.memory.phase("train"):
+        result = _step(session, log, step)
     seconds = time.perf_counter() - began
-    _note_progress(session.progress, step, result)
+    _note_progress(session, step, result, learning_rate)
     if session.is_logged(step):
         log.step_done(
             metrics.measured(
@@ -79,35 +78,58 @@ def _take_step(session: Session, log: EventLog) -> None:
         )
 
 
-def _note_progress(progress: Progress, step: int, result: StepResult) -> None:
+def _step(session: Session, log: EventLog, step: int) -> StepResult:
+    try:
+        return healing.heal(
+            session,
+            log,
+            step,
+            lambda batches: train_step(
+                session.loss_sum,
+                session.parameters,
+                session.optimizer,
+                batches,
+                max_grad_norm=session.run.spec.training.max_grad_norm,
+            ),
+        )
+    except NonFiniteStep as error:
+        return nonfinite.settle(session, log, step, error)
+
+
+def _note_progress(session: Session, step: int, result: StepResult, learning_rate: float) -> None:
+    progress = session.progress
     progress.step = step
     progress.num_tokens += result.num_tokens
     progress.loss = result.loss
+    if learning_rate > 0:
+        progress.num_updates += 1
 
 
 def _stop(session: Session, log: EventLog, reason: StopReason) -> None:
     step = session.progress.step
-    if reason != "cancel" and step > session.progress.saved_step:
-        _save(session, log)
+    if reason != "cancel" and step > session.saved.step:
+        _save(session, log, None)
     log.stopped(step=step, reason=reason)
 
 
-def _save(session: Session, log: EventLog) -> None:
+def _save(session: Session, log: EventLog, evaluation: Evaluation | None) -> None:
     began = time.perf_counter()
     progress = session.progress
-    committed = checkpoint.save(
-        session.run.attempt_folder / checkpoint_folder_name(progress.step),
-        session.adapted,
-        session.optimizer,
-        session.state(),
-        facts=session.facts(),
-        device=session.device,
-    )
-    progress.saved_step = progress.step
+    with session.memory.phase("save"):
+        committed = checkpoint.save(
+            session.run.attempt_folder / checkpoint_folder_name(progress.step),
+            session.adapted,
+            session.optimizer,
+            session.state(),
+            facts=session.facts(),
+            device=session.device,
+        )
+    session.saved.step = progress.step
     log.checkpoint(
         step=progress.step,
         manifest_sha256=committed.manifest_sha256,
         bytes=committed.bytes,
         loss=progress.loss,
+        eval_loss=None if evaluation is None else evaluation.eval_loss,
         save_seconds=time.perf_counter() - began,
     )

@@ -1,7 +1,6 @@
-"""Which rows each optimizer step trains on: a pure function of the seed and the step."""
+"""What each optimizer step trains on: a pure function of the seed and the step."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,46 +12,36 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 @dataclass(frozen=True)
 class Sampler:
-    """Visits every row once per epoch, in an order drawn anew for each.
+    """Visits every unit (a row, or several packed together) once per epoch, in an order drawn anew.
 
     Nothing is remembered between steps, so a resumed run needs the step number only.
     """
 
-    num_rows: int
-    micro_batch_size: int
-    accumulation_steps: int
+    num_units: int
+    units_per_step: int
     seed: int
 
     @property
-    def rows_per_step(self) -> int:
-        return self.micro_batch_size * self.accumulation_steps
-
-    @property
     def steps_per_epoch(self) -> int:
-        """Steps in an epoch; the last one may have fewer rows."""
-        return math.ceil(self.num_rows / self.rows_per_step)
+        """Steps in an epoch; the last one may have fewer units."""
+        return math.ceil(self.num_units / self.units_per_step)
 
     def total_steps(self, *, max_steps: int | None, num_train_epochs: float) -> int:
         if max_steps is not None:
             return max_steps
         return max(1, math.ceil(num_train_epochs * self.steps_per_epoch))
 
-    def rows_of(self, step: int) -> tuple[int, ...]:
-        """Return the rows, from 0, of optimizer step `step`, counted from 1."""
+    def units_of(self, step: int) -> tuple[int, ...]:
+        """Return the units, from 0, of optimizer step `step`, counted from 1."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
-        start = index * self.rows_per_step
-        order = _order(self.seed, epoch, self.num_rows)
-        return tuple(order[start : start + self.rows_per_step].tolist())
-
-    def micro_batches_of(self, step: int) -> Sequence[tuple[int, ...]]:
-        """Return the rows of a step, cut into micro-batches."""
-        rows, size = self.rows_of(step), self.micro_batch_size
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        start = index * self.units_per_step
+        order = _order(self.seed, epoch, self.num_units)
+        return tuple(order[start : start + self.units_per_step].tolist())
 
     def epoch_after(self, step: int) -> float:
         """Return how many passes over the data are complete after a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        return epoch + index * self.rows_per_step / self.num_rows
+        return epoch + index * self.units_per_step / self.num_units
 
 
 @lru_cache(maxsize=2)

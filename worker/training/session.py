@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +11,14 @@ from torch import nn
 from app.domain.runs import RunFile
 from worker.training import checkpoint, products, state
 from worker.training.adapters import Adapted
+from worker.training.batch import Batch, lay_end_to_end
 from worker.training.data import TrainingData
+from worker.training.encode import EncodedRow
 from worker.training.loss import LossSum
+from worker.training.memory import MemoryMeter
 from worker.training.optim import Schedule
 from worker.training.sampler import Sampler
-from worker.training.state import Cursor, TrainingState
+from worker.training.state import Cursor, Progress, TrainingState
 
 # Keys that may change between attempts of one run; all others make it another run.
 _CHANGEABLE = {
@@ -39,19 +42,16 @@ _CHANGEABLE = {
 
 
 @dataclass
-class Progress:
-    """How far the run is; the only thing here that changes."""
+class Saved:
+    """Which checkpoints there are."""
 
     step: int = 0
-    num_tokens: int = 0
-    loss: float | None = None
-    saved_step: int = 0
-    """Step of the newest checkpoint; 0 also while there is none, because step 0 needs none."""
+    """Step of the newest one; 0 also while there is none, because step 0 needs none."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """Everything that the loop needs."""
+    """Everything that the loop needs; only `progress` and `saved` change."""
 
     run: RunFile
     device: torch.device
@@ -64,7 +64,9 @@ class Session:
     optimizer: torch.optim.Optimizer
     model_sha256: Future[str]
     fingerprints: Mapping[str, str]
-    progress: Progress
+    memory: MemoryMeter
+    progress: Progress = field(default_factory=Progress)
+    saved: Saved = field(default_factory=Saved)
 
     @property
     def total_steps(self) -> int:
@@ -74,9 +76,34 @@ class Session:
     def parameters(self) -> Sequence[nn.Parameter]:
         return list(self.adapted.parameters.values())
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows in a micro-batch: as the spec says, or fewer since memory ran out."""
+        given = self.run.spec.training.per_device_train_batch_size
+        return self.progress.micro_batch_size or given
+
+    def is_done(self) -> bool:
+        return self.progress.step >= self.total_steps or self.progress.is_stopped_early
+
+    def batches_of(self, step: int) -> Sequence[Batch]:
+        """Return the micro-batches of an optimizer step, on the device."""
+        units, size = self.sampler.units_of(step), self.micro_batch_size
+        return [
+            lay_end_to_end(self.rows_of(units[start : start + size]), device=self.device)
+            for start in range(0, len(units), size)
+        ]
+
+    def rows_of(self, units: Sequence[int]) -> Sequence[EncodedRow]:
+        """Return the rows in units: a unit is one row, or with packing as many as fit together."""
+        return [self.data.rows[row] for unit in units for row in self.data.units[unit]]
+
+    def lines_of(self, step: int) -> Sequence[int]:
+        """Return the lines of the data set that a step trains on, in their order."""
+        return [row.line for row in self.rows_of(self.sampler.units_of(step))]
+
     def is_save_due(self, step: int) -> bool:
         every = self.run.spec.training.save_steps
-        return step == self.total_steps or (every is not None and step % every == 0)
+        return self.is_done() or (every is not None and step % every == 0)
 
     def is_logged(self, step: int) -> bool:
         every = self.run.spec.training.logging_steps
@@ -91,11 +118,11 @@ class Session:
         return {
             "step": self.progress.step,
             "total_steps": self.total_steps,
-            "num_rows": self.data.num_rows,
-            "num_trained_rows": len(self.data.rows),
-            "num_truncated_rows": self.data.num_truncated,
-            "num_dropped_rows": self.data.num_dropped,
-            "dropped_reasons": dict(sorted(self.data.dropped.items())),
+            "num_rows": self.data.receipt.num_lines,
+            "num_trained_rows": self.data.receipt.num_train_rows,
+            "num_truncated_rows": self.data.receipt.num_truncated,
+            "num_dropped_rows": self.data.receipt.num_dropped,
+            "dropped_reasons": self.data.receipt.dropped_reasons,
             "num_parameters": sum(p.numel() for p in weights if not p.requires_grad),
             "num_trainable_parameters": sum(p.numel() for p in weights if p.requires_grad),
             "target_modules": self.adapted.target_modules,
@@ -127,14 +154,12 @@ class Session:
         """Return the state after the newest step, all but its tensors."""
         epoch, step_in_epoch = divmod(self.progress.step, self.sampler.steps_per_epoch)
         return TrainingState(
-            step=self.progress.step,
+            progress=self.progress.model_copy(),
             epoch=self.sampler.epoch_after(self.progress.step),
             total_steps=self.total_steps,
             seed=self.run.spec.seed,
             schedule=vars(self.schedule),
             cursor=Cursor(epoch=epoch, step_in_epoch=step_in_epoch),
-            num_tokens=self.progress.num_tokens,
-            loss=self.progress.loss,
             identity=self.identity(),
             surroundings=self.surroundings(),
             host_rng=state.capture_host_rng(),

@@ -38,20 +38,39 @@ class HostRng(BaseModel):
     numpy_gauss: float
 
 
+class Progress(BaseModel):
+    """How far the run is, and what it has learnt on the way; all of it is saved state."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=False)
+
+    step: int = 0
+    num_tokens: int = 0
+    loss: float | None = None
+    micro_batch_size: int | None = None
+    """Rows in a micro-batch since memory ran out; None is per_device_train_batch_size."""
+    num_updates: int = 0
+    """Updates applied with a learning rate above zero."""
+    num_skipped: int = 0
+    """Steps whose update was not applied because something was not finite."""
+    skipped_in_a_row: int = 0
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    num_evaluations_since_best: int = 0
+    is_stopped_early: bool = False
+
+
 class TrainingState(BaseModel):
     """Content of training_state.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
-    step: int
+    schema_version: Literal[2] = 2
+    progress: Progress
     epoch: float
     total_steps: int
     seed: int
     schedule: dict[str, JsonValue]
     cursor: Cursor
-    num_tokens: int
-    loss: float | None
     identity: dict[str, JsonValue]
     surroundings: dict[str, JsonValue]
     host_rng: HostRng

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from app.domain.errors import NoMatchingLayers
+from app.domain.options import LoraSpec
 from app.domain.presets import PRESETS
-from app.domain.spec import LoraSpec
 from worker.training import adapters, model
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from app.domain.errors import UnusableData
-from app.domain.spec import DatasetSpec
+from app.domain.options import DatasetSpec
 from tests.training_runs import DATASET_ID
 from worker.training import data
 from worker.training.data import TrainingData

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from app.domain.spec import TrainingSpec
+from app.domain.options import TrainingSpec
 from worker.training import optim
 
 

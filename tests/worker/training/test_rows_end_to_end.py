@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.domain.errors import InvalidModel, TrainingError
-from app.domain.spec import LoraSpec
+from app.domain.options import LoraSpec
 from worker.training import adapters, attention, loss, model, products
 from worker.training.attention import Segments
 from worker.training.batch import lay_end_to_end
