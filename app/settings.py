@@ -3,13 +3,16 @@
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # The kernel's limit for a unix socket address is 108 bytes with the closing zero.
 _MAX_SOCKET_PATH_BYTES = 107
+_SECONDS_IN_A_YEAR = 31_536_000
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://")
+Seconds = Annotated[float, Field(gt=0, le=_SECONDS_IN_A_YEAR, allow_inf_nan=False)]
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -40,21 +43,21 @@ class Settings(BaseSettings):
     """Device that a worker offers; `auto` offers CUDA where there is one."""
     launcher: Literal["warm", "fresh"] = "warm"
     """How trainers start: forked from a warm server, or as fresh processes."""
-    heartbeat_seconds: float = Field(default=3.0, gt=0)
+    heartbeat_seconds: Seconds = 3.0
     """Interval of lease renewals and worker registrations in seconds."""
-    lease_seconds: float = Field(default=15.0, gt=0)
+    lease_seconds: Seconds = 15.0
     """Life of a lease without renewal in seconds."""
-    reconcile_seconds: float = Field(default=1.0, gt=0)
+    reconcile_seconds: Seconds = 1.0
     """Interval of the reconciler in seconds."""
-    ring_again_seconds: float = Field(default=5.0, gt=0)
+    ring_again_seconds: Seconds = 5.0
     """Age in seconds at which an unclaimed queued job is rung for again."""
-    stop_grace_seconds: float = Field(default=120.0, gt=0)
+    stop_grace_seconds: Seconds = 120.0
     """Time a trainer gets to reach a step boundary and save before it is terminated, in seconds."""
-    cancel_grace_seconds: float = Field(default=10.0, gt=0)
+    cancel_grace_seconds: Seconds = 10.0
     """The same for a cancel, which saves nothing, in seconds."""
-    database_outage_seconds: float = Field(default=900.0, gt=0)
+    database_outage_seconds: Seconds = 900.0
     """Time a running job tolerates an unreachable database in seconds."""
-    tool_seconds: float = Field(default=120.0, gt=0)
+    tool_seconds: Seconds = 120.0
     """Deadline of a tool task, such as generating an answer, in seconds."""
     max_crashes: int = Field(default=3, ge=1)
     """Crashes without a new checkpoint after which a job fails."""
@@ -69,6 +72,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(_REDIS_SCHEMES):
+            raise ValueError(f"it must start with one of {', '.join(_REDIS_SCHEMES)}")
+        return url
 
     @model_validator(mode="after")
     def _lease_outlives_a_lost_heartbeat(self) -> Self:

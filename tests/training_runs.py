@@ -56,6 +56,9 @@ CHAT_ROWS: Sequence[dict[str, Any]] = tuple(
 )
 
 
+_REPORTS = ("receipt", "evaluation", "gradient_flow", "memory", "certificate")
+
+
 @dataclass(frozen=True)
 class Attempt:
     """What an attempt left behind."""
@@ -78,7 +81,8 @@ class Attempt:
 
     @property
     def kinds(self) -> list[str]:
-        return [event.kind for event in self.events]
+        """The kinds of events that tell the course of the run, without the reports beside it."""
+        return [event.kind for event in self.events if event.kind not in _REPORTS]
 
     @property
     def ready(self) -> ReadyEvent:

@@ -36,6 +36,8 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 _BODY_PARTS = ("body", "query", "path", "header")
+# More would help nobody, and an answer can be made to outgrow its request by far.
+_MOST_PROBLEMS = 20
 _RETRY_SECONDS = 2
 
 
@@ -165,9 +167,13 @@ def _on_lorad_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [problem_of(each) for each in error.errors()]
+    found = error.errors()
+    problems = [problem_of(each) for each in found[:_MOST_PROBLEMS]]
     first = problems[0]
     details = problems if len(problems) > 1 else None
+    if len(found) > len(problems):
+        more = f"{first.message} (the first of {len(found)} problems)"
+        first = first.model_copy(update={"message": more})
     return response(422, first.message, param=first.param, code=first.code, details=details)
 
 
@@ -179,7 +185,8 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     path, headers = request.url.path, dict(error.headers or {})
     if error.status_code == 405:
         headers["allow"] = ", ".join(_methods_at(request))
-    remedy = "leave out the slash at its end" if path.endswith("/") else "see /openapi.json"
+    has_slash = len(path) > 1 and path.endswith("/")
+    remedy = "leave out the slash at its end" if has_slash else "see /openapi.json"
     messages = {
         400: f"the body cannot be read; send what /openapi.json says ({error.detail})",
         404: f"there is nothing at {path}; {remedy}",
@@ -208,19 +215,30 @@ def _methods_at(request: Request) -> list[str]:
     ]
 
 
+# pydantic's words for these say nothing to whoever wrote the request.
+_IN_OUR_WORDS = {
+    "missing": "{where} is missing",
+    "model_attributes_type": "{where} must be an object",
+    "model_type": "{where} must be an object",
+    "extra_forbidden": "{where} is no key of this request; see /openapi.json",
+    "unexpected_keyword_argument": "{where} is no key of this request; see /openapi.json",
+}
+
+
 def problem_of(error: dict[str, Any]) -> Problem:
     """Turn one of pydantic's errors into ours."""
     location = list(_location(error["loc"]))
     context: dict[str, Any] = error.get("ctx") or {}
-    if "key" in context:
+    if context.get("key"):
         location.append(str(context["key"]))
     param = shown(".".join(location)) or None
     if param is None and error["type"] in ("model_attributes_type", "model_type"):
         message = "the body must be a JSON object, sent with content-type: application/json"
-    elif error["type"] == "missing":
-        message = f"{param or 'the body'} is missing"
+    elif "key" in context:
+        message = error["msg"]
     else:
-        message = error["msg"] if "key" in context else f"{param or 'the body'}: {error['msg']}"
+        said = _IN_OUR_WORDS.get(error["type"], "{where}: {message}")
+        message = said.format(where=param or "the body", message=error["msg"])
     return Problem(message=_sendable(message), param=param, code=error["type"])
 
 

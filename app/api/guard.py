@@ -78,7 +78,10 @@ class Guard:
         if presented is not None:
             return keys.authenticate(self._db, self._settings, presented)
         if keys.are_required(self._db):
-            raise Unauthenticated("an API key is needed: send Authorization: Bearer lorad_...")
+            raise Unauthenticated(
+                "an API key is needed: send Authorization: Bearer lorad_...; `lorad keys create` on"
+                " the machine of the service makes one"
+            )
         if not _arrived_on_loopback(scope):
             raise Unauthenticated(
                 "without an API key only loopback is served; create one with `lorad keys create`"

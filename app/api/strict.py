@@ -19,11 +19,15 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         known = sorted(_query_names(self.dependant))
+        takes_a_body = bool(self.dependant.body_params)
 
         async def checked(request: Request) -> Response:
             given = [name for name, _ in request.query_params.multi_items()]
             require_known(given, known, what="parameter")
-            return await handle(_StrictRequest(request.scope, request.receive))
+            strict = _StrictRequest(request.scope, request.receive)
+            if not takes_a_body:
+                _refuse_body(await strict.body())
+            return await handle(strict)
 
         return checked
 
@@ -52,6 +56,18 @@ def require_known(given: Iterable[str], known: list[str], *, what: str) -> None:
             message = f"the {what} {name} is given twice; give it once"
             raise InvalidInput(message, param=name, code=f"repeated_{kind}")
         seen.add(name)
+
+
+def _refuse_body(body: bytes) -> None:
+    """Refuse what the route would not look at; some clients send `{}` where there is nothing.
+
+    Raises:
+        InvalidInput: There is a body.
+    """
+    if body.strip() not in (b"", b"{}"):
+        raise InvalidInput(
+            "this request takes no body; leave it out", param="body", code="unexpected_body"
+        )
 
 
 def _query_names(dependant: Dependant) -> set[str]:

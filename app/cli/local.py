@@ -1,15 +1,20 @@
 """Settings of commands that run on this machine: options first, then `LORAD_*`, then defaults."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.domain.errors import InvalidInput, StartupError
+from app.domain.groups import nearest
 
 if TYPE_CHECKING:
     from app.settings import Settings
+
+# Read elsewhere: by the client, and by tests.
+_NO_SETTINGS = ("LORAD_API_URL", "LORAD_API_KEY", "LORAD_FAILPOINTS", "LORAD_REQUIRE_POSTGRES")
 
 Home = Annotated[
     Path | None,
@@ -32,6 +37,7 @@ def settings(**options: object) -> "Settings":
     for name, value in options.items():
         if value is not None:
             os.environ[f"LORAD_{name.upper()}"] = str(value)
+    _warn_of_unknown_variables(Settings.model_fields)
     try:
         return Settings()
     except ValidationError as error:
@@ -41,6 +47,14 @@ def settings(**options: object) -> "Settings":
         variable = f"LORAD_{str(first['loc'][0]).upper()}"
         message = f"{variable} is {first['input']!r}: {first['msg']}"
         raise InvalidInput(message, param=variable) from error
+
+
+def _warn_of_unknown_variables(known: Iterable[str]) -> None:
+    """Say that a `LORAD_*` variable is none of ours; another program's, or a slip of the pen."""
+    names = [*(f"LORAD_{name.upper()}" for name in known), *_NO_SETTINGS]
+    for name in sorted(os.environ):
+        if name.startswith("LORAD_") and name not in names:
+            typer.echo(f"warning: {name} is not read; {nearest(name, names)}", err=True)
 
 
 def prepare_home(home: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
+from app.domain import consistency
 from app.domain.errors import InvalidInput
 from app.domain.spec import JobSpec
 from app.domain.strict_json import DuplicateKey, unique_keys
@@ -106,7 +107,7 @@ def validate(spec: Mapping[str, Any]) -> JobSpec:
         InvalidInput: The first fault, with its field; the message says how many there are.
     """
     try:
-        return JobSpec.model_validate_json(json.dumps(spec))
+        valid = JobSpec.model_validate_json(json.dumps(spec))
     except ValidationError as error:
         faults = error.errors()
         first = faults[0]
@@ -115,6 +116,8 @@ def validate(spec: Mapping[str, Any]) -> JobSpec:
         param = ".".join(str(part) for part in parts)
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InvalidInput(f"{param}: {first['msg']}{more}", param=param) from error
+    consistency.require(valid)
+    return valid
 
 
 def _text(source: str) -> str:
@@ -150,15 +153,15 @@ def _json(text: str) -> object:
         return None
 
 
-def _yaml(text: str, source: str) -> object:
+def _yaml(text: str, source: str, *, param: str = "FILE") -> object:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InvalidInput(f"{source}{where}: {error.problem}", param="FILE") from error
+        raise InvalidInput(f"{source}{where}: {error.problem}", param=param) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{source} is no valid YAML: {error}", param="FILE") from error
+        raise InvalidInput(f"{source} is no valid YAML: {error}", param=param) from error
 
 
 def _apply(spec: dict[str, Any], override: str) -> None:
@@ -172,7 +175,12 @@ def _apply(spec: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise InvalidInput(f"--set {override}: {group} is no group of keys", param="--set")
         target = cast(dict[str, Any], inner)
-    target[key] = _yaml(text, f"--set {path}")
+    if not text.strip():
+        raise InvalidInput(
+            f"--set {override}: there is no value; write null to clear {path.strip()}",
+            param="--set",
+        )
+    target[key] = _yaml(text, f"--set {path}", param="--set")
 
 
 def _resolve_path(spec: dict[str, Any], folder: Path) -> None:

@@ -53,6 +53,11 @@ class Transport:
             raise errors.InvalidInput(
                 f"{url!r} is no URL of an API; it looks like {DEFAULT_URL}", param="LORAD_API_URL"
             )
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise errors.InvalidInput(
+                "the API key holds characters that no key of ours has; copy it again",
+                param="LORAD_API_KEY",
+            )
         self.url = url.rstrip("/")
         self._http = httpx2.Client(
             base_url=self.url,

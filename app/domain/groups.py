@@ -111,7 +111,7 @@ def resolve_alias(name: str, value: object, key: str, given: Mapping[str, Any]) 
             "{key} is another name of {target}: got {second} and {first}; give one of them",
             {
                 "key": name,
-                "target": key,
+                "target": aliases.ALIASES.get(name, key),
                 "first": shown(repr(given[key])),
                 "second": shown(repr(translated)),
             },

@@ -39,7 +39,8 @@ def inspect(path: Path) -> ModelFolder:
     """
     if not (path / "config.json").is_file():
         raise InvalidModel(
-            f"model {path.name}: config.json is missing; add the model with `lorad models add`"
+            f"model {path.name}: config.json is missing; a model is a folder in Hugging"
+            " Face's layout with config.json, tokenizer.json and safetensors files"
         )
     configs = {name: _read_json(path / name) for name in _CONFIG_FILES if (path / name).is_file()}
     for name, config in configs.items():

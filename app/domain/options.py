@@ -159,7 +159,7 @@ class TrainingSpec(Group):
     group_name: ClassVar[str] = "training"
 
     num_train_epochs: float = Field(default=1.0, gt=0, le=10_000)
-    """Passes over the data; ignored when max_steps is given."""
+    """Passes over the data; not together with max_steps."""
     max_steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Optimizer steps to run; null derives it from num_train_epochs."""
     per_device_train_batch_size: int = Field(default=4, ge=1, le=4096)
@@ -189,16 +189,16 @@ class TrainingSpec(Group):
     )
     """Data type of the base model; `auto` is bfloat16 on CUDA, float32 on CPU. float16 is not
     available yet."""
-    save_steps: int | None = Field(default=None, ge=1)
+    save_steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Optimizer steps between checkpoints; null saves at the end only. The last is always saved."""
-    save_total_limit: int | None = Field(default=3, ge=2)
+    save_total_limit: int | None = Field(default=3, ge=2, le=1_000_000)
     """Checkpoints to keep, pinned ones not counted; null keeps all."""
-    eval_steps: int | None = Field(default=None, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Optimizer steps between evaluations; null evaluates at the end only. Needs rows to evaluate
     on (`dataset.val_size` or `dataset.eval_id`)."""
-    logging_steps: int = Field(default=1, ge=1)
+    logging_steps: int = Field(default=1, ge=1, le=100_000_000)
     """Optimizer steps between metric rows; the first and the last step are always logged."""
-    early_stopping_patience: int | None = Field(default=None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1, le=1_000_000)
     """Evaluations in a row without a lower eval loss after which the run ends. Needs eval_steps."""
 
     @model_validator(mode="after")
@@ -231,10 +231,10 @@ class MonitoringSpec(Group):
 
     group_name: ClassVar[str] = "monitoring"
 
-    gradient_flow_steps: int = Field(default=50, ge=0)
+    gradient_flow_steps: int = Field(default=50, ge=0, le=100_000_000)
     """Optimizer steps between gradient-flow reports, beside those of steps 1 to 3; 0 makes none."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss or gradient does. The update is never applied: `stop` fails the
     job, `skip` goes on with the next step."""
-    max_nonfinite_in_a_row: int = Field(default=10, ge=1)
+    max_nonfinite_in_a_row: int = Field(default=10, ge=1, le=1_000_000)
     """Skipped steps in a row after which the job fails all the same."""

@@ -1,9 +1,11 @@
 """JobSpec: everything about a training run, in Hugging Face's names."""
 
+import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.domain import aliases
@@ -14,6 +16,7 @@ from app.domain.groups import (
     as_mapping,
     canonical,
     resolve_alias,
+    shown,
     unknown_key,
 )
 from app.domain.options import (
@@ -28,7 +31,21 @@ from app.domain.presets import PRESETS
 
 MetadataKey = Annotated[Label, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[Label, Field(max_length=512)]
-MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def _model_name(name: str) -> str:
+    if not _MODEL_NAME.fullmatch(name):
+        raise PydanticCustomError(
+            "invalid_model_name",
+            "base_model {name} is no name of a model here: models are not loaded from a hub; add"
+            " it once with `lorad models add`, and see GET /models for the names",
+            {"name": shown(repr(name)), "key": ""},
+        )
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
 
 
 class ResumeFrom(Group):
@@ -45,7 +62,7 @@ class ResumeFrom(Group):
 class JobSpec(Group):
     """A training job as the user asked for it, with every default filled in."""
 
-    base_model: Annotated[str, Field(pattern=MODEL_NAME_PATTERN)]
+    base_model: ModelName
     """Name of a folder under `models/` (see `GET /models`)."""
     method: Annotated[Literal["sft", "dpo"], NotBuilt("dpo")] = "sft"
     """Training method. Only `sft` (supervised fine-tuning) is available yet."""
@@ -139,9 +156,11 @@ def _suggest_group(name: str) -> None:
     """
     if name in JobSpec.model_fields:
         return
-    for group, model in GROUPS.items():
-        if name in model.model_fields:
-            raise unknown_key(name, [], extra_hint=f"did you mean {group}.{name}?")
+    paths = {key: f"{group}.{key}" for group, model in GROUPS.items() for key in model.model_fields}
+    known = [*JobSpec.model_fields, *aliases.of_group(""), *paths]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    if near and near[0] in paths:
+        raise unknown_key(name, [], extra_hint=f"did you mean {paths[near[0]]}?")
 
 
 def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.db import checkpoints as checkpoint_queries
 from app.db.engine import Database
 from app.domain.errors import InvalidInput, NotFound
+from app.domain.groups import Label
 from app.domain.rows import Message
 from app.domain.spec import JobSpec
 from app.domain.tools import GenerateRequest, GenerateResult
@@ -19,12 +21,27 @@ BASE = "base"
 _MAX_PROMPTS = 16
 
 
+class Turn(BaseModel):
+    """One turn of a conversation to continue."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    """Who speaks."""
+    content: Label = Field(min_length=1)
+    """What is said."""
+
+
 class GenerateBody(BaseModel):
     """Conversations to continue with a job's adapter or with its base model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
-    messages: list[list[Message]] = Field(min_length=1, max_length=_MAX_PROMPTS)
+    messages: list[list[Turn]] = Field(min_length=1, max_length=_MAX_PROMPTS)
     """Conversations; each ends with a user turn and gets one answer."""
     checkpoint: int | str = checkpoints.LATEST
     """A step, `latest`, the id of a checkpoint, `final`, or `base`: the model without adapter."""
@@ -68,14 +85,17 @@ def generate(
         request = GenerateRequest(
             model_folder=model.path,
             adapter_folder=adapter,
-            prompts=tuple(tuple(prompt) for prompt in body.messages),
+            prompts=tuple(
+                tuple(Message(turn.role, turn.content) for turn in prompt)
+                for prompt in body.messages
+            ),
             max_new_tokens=body.max_new_tokens,
         )
         result = tools.ask(db, outside, request, GenerateResult)
     return Generation(checkpoint=label, answers=list(result.answers), seconds=result.seconds)
 
 
-def _require_user_turns(prompts: Sequence[Sequence[Message]]) -> None:
+def _require_user_turns(prompts: Sequence[Sequence[Turn]]) -> None:
     """Refuse conversations that leave nothing to answer.
 
     Raises:

@@ -13,7 +13,7 @@ from app.db import jobs as job_queries
 from app.db import keys as key_queries
 from app.db.engine import Database
 from app.db.jobs import JobRow
-from app.domain import ids
+from app.domain import consistency, ids
 from app.domain.errors import (
     IdempotencyConflict,
     InvalidInput,
@@ -67,9 +67,11 @@ def submit(
 
     Raises:
         NotFound: The base model or the data set does not exist.
+        InvalidInput: Two keys contradict each other, or the data is of another format.
         InvalidModel: The base model cannot be used, or not with this data.
         IdempotencyConflict: The key was used for another body.
     """
+    consistency.require(spec)
     body = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
     with db.read() as session:
         job_id = _recalled(session, project_id, idempotency_key, body)

@@ -112,4 +112,8 @@ def _no_answer(seconds: float, *, is_done: bool) -> Unavailable:
     if is_done:
         message = "the tool process ended without an answer; see the worker's log"
         return Unavailable(message, code="tool_failed")
-    return Unavailable(f"no worker answered within {seconds:.0f} s", code="tool_timeout")
+    return Unavailable(
+        f"no answer came within {seconds:.0f} s: the workers are busy with other tasks, or this one"
+        " takes longer; ask for less, or raise LORAD_TOOL_SECONDS",
+        code="tool_timeout",
+    )

@@ -33,7 +33,7 @@ SPECS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "alias against its key": (
         {"lora": {"r": 8, "lora_rank": 16}},
         "lora.lora_rank",
-        ["lora_rank is another name of r", "give one of them"],
+        ["lora_rank is another name of lora.r", "give one of them"],
     ),
     "max_steps of zero": (
         {"training": {"max_steps": 0}},
@@ -50,11 +50,40 @@ SPECS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "dataset.path",
         ["rows.jsonl", "upload the file with POST /datasets"],
     ),
-    "a path as the model": ({"base_model": "../../etc"}, "base_model", ["base_model", "pattern"]),
+    "a path as the model": (
+        {"base_model": "../../etc"},
+        "base_model",
+        ["'../../etc' is no name of a model", "lorad models add"],
+    ),
+    "a hub id as the model": (
+        {"base_model": "HuggingFaceTB/SmolLM2-135M"},
+        "base_model",
+        ["not loaded from a hub", "GET /models"],
+    ),
+    "two horizons": (
+        {"training": {"max_steps": 5, "num_train_epochs": 3}},
+        "training.num_train_epochs",
+        ["max_steps = 5", "num_train_epochs = 3", "give one of them"],
+    ),
+    "a warm-up that the schedule has not": (
+        {"training": {"lr_scheduler_type": "constant", "warmup_steps": 10}},
+        "training.warmup_steps",
+        ["constant has no warm-up", "constant_with_warmup"],
+    ),
+    "a warm-up longer than the run": (
+        {"training": {"max_steps": 3, "warmup_steps": 500}},
+        "training.warmup_steps",
+        ["does not end within max_steps = 3"],
+    ),
+    "early stopping without evaluation": (
+        {"training": {"early_stopping_patience": 2}},
+        "training.early_stopping_patience",
+        ["training.eval_steps"],
+    ),
     "a huge number": ({"seed": 10**30}, "seed", ["seed", "less than or equal to 2147483647"]),
     "NUL in a name": ({"name": "a\0b"}, "name", ["name", "NUL"]),
     "half a character in a name": ({"name": "\ud800"}, "name", ["name", "surrogate"]),
-    "not built": ({"adapter": "qlora"}, "adapter", ["adapter", "not available", "leave it out"]),
+    "not built": ({"method": "dpo"}, "method", ["method", "not available", "leave it out"]),
     "a group that is a list": ({"lora": []}, "lora", ["lora"]),
 }
 

@@ -1,5 +1,6 @@
 """Addresses, cursors, numbers and methods that make no sense are refused, never a fault."""
 
+import json
 from urllib.parse import quote
 
 import pytest
@@ -218,3 +219,60 @@ def test_a_parameter_given_twice_is_refused(client: TestClient):
     error = refusal(client.get("/jobs?limit=1&limit=2"), 422)
 
     assert (error["param"], error["code"]) == ("limit", "repeated_parameter")
+
+
+@pytest.mark.parametrize("path", ["pause", "cancel"])
+def test_a_body_where_none_is_read_is_refused(client: TestClient, driver: Driver, path: str):
+    job_id, _ = driver.in_state(JobState.QUEUED)
+
+    error = refusal(client.post(f"/jobs/{job_id}/{path}", json={"checkpoint": 5}), 422)
+
+    assert (error["param"], error["code"]) == ("body", "unexpected_body")
+    assert client.get(f"/jobs/{job_id}").json()["state"] == "queued"
+    assert client.post(f"/jobs/{job_id}/{path}", json={}).status_code == 200
+
+
+def test_an_answer_names_the_first_problems_of_many(client: TestClient):
+    spec = {"base_model": "m", "metadata": {f"k{n}": n for n in range(60_000)}}
+
+    answer = client.post("/jobs", json=spec)
+
+    error = refusal(answer, 422)
+    assert len(answer.content) < 10_000
+    assert len(error["details"]) == 20
+    assert "the first of 60001 problems" in error["message"]
+
+
+def test_the_address_of_the_api_itself_is_no_slash_too_many(client: TestClient):
+    assert "slash" not in refusal(client.get("/"), 404)["message"]
+    assert "slash" in refusal(client.get("/jobs/"), 404)["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_new_tokens": "3"}, "max_new_tokens"),
+        ({"max_new_tokens": True}, "max_new_tokens"),
+        ({"messages": [[{"role": "user", "content": "\ud800"}]]}, "messages.0.0.content"),
+        ({"messages": [[{"role": "user", "content": ""}]]}, "messages.0.0.content"),
+        ({"messages": [[{"role": "alien", "content": "hi"}]]}, "messages.0.0.role"),
+        ({"messages": [[{"role": "user", "content": "hi", "weight": 0}]]}, "messages.0.0.weight"),
+    ],
+)
+def test_a_conversation_to_continue_is_read_strictly(
+    client: TestClient, driver: Driver, body: dict[str, object], param: str
+):
+    job_id, _ = driver.in_state(JobState.QUEUED)
+    whole = {"messages": [[{"role": "user", "content": "hi"}]], "checkpoint": "base", **body}
+
+    error = refusal(
+        client.post(
+            f"/jobs/{job_id}/generate",
+            content=json.dumps(whole),
+            headers={"content-type": "application/json"},
+        ),
+        422,
+    )
+
+    assert error["param"] == param
+    assert "Unexpected keyword" not in error["message"]

@@ -165,3 +165,24 @@ def test_the_example_is_valid():
     assert len(rows) >= 150
     assert len({json.dumps(row) for row in rows}) == len(rows)
     assert path.read_bytes().isascii()
+
+
+def test_an_override_without_a_value_is_refused(write):
+    with pytest.raises(InvalidInput, match="write null to clear") as caught:
+        specs.read(write(VALID), ["training.max_steps="])
+
+    assert caught.value.param == "--set"
+
+
+def test_an_override_that_is_no_yaml_is_the_fault_of_the_option(write):
+    with pytest.raises(InvalidInput) as caught:
+        specs.read(write(VALID), ["name=['x"])
+
+    assert caught.value.param == "--set"
+
+
+def test_keys_that_contradict_each_other_are_found_without_an_api(write):
+    spec = specs.read(write(VALID), ["training.max_steps=5", "training.num_train_epochs=3"])
+
+    with pytest.raises(InvalidInput, match="give one of them"):
+        specs.validate(spec)

@@ -125,7 +125,7 @@ def test_an_alias_that_contradicts_its_key_is_an_error(alias: str, path: str, at
 def test_two_aliases_of_one_key_that_disagree_are_an_error():
     raw = {**minimal(""), "lora_rank": 8, "lora": {"rank": 4}}
 
-    with pytest.raises(ValidationError, match="rank is another name of r"):
+    with pytest.raises(ValidationError, match="rank is another name of lora.r"):
         JobSpec.model_validate(raw)
 
 

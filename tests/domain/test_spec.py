@@ -28,8 +28,16 @@ ACCEPTED: dict[str, list[Any]] = {
     "lora.lora_alpha": [1, 8192],
     "lora.lora_dropout": [0.1],
     "lora.target_modules": [["q_proj"], "mlp"],
+    "lora.use_rslora": [True],
+    "lora.use_dora": [True],
+    "lora.modules_to_save": [["lm_head"]],
+    "lora.bias": ["all", "lora_only"],
+    "lora.rank_pattern": [{"q_proj": 8}],
+    "lora.alpha_pattern": [{"layers.0.q_proj": 8}],
     "dataset.id": [OTHER_ID],
-    "dataset.format": ["chat", "prompt-completion", "text"],
+    "dataset.format": ["chat", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"],
+    "dataset.chat_template": ["{{ messages }}"],
+    "dataset.field_mapping": [{"text": "body"}],
     "dataset.train_on_inputs": [True],
     "dataset.max_length": [8, 1_048_576],
     "dataset.on_too_long": ["drop", "fail"],
@@ -48,35 +56,38 @@ ACCEPTED: dict[str, list[Any]] = {
     "training.save_steps": [5],
     "training.save_total_limit": [2, None],
     "training.logging_steps": [10],
+    "training.optim": ["adamw_8bit", "paged_adamw_8bit"],
+    "training.packing": [True],
     "resources.device": ["cpu", "cuda"],
+    "resources.max_memory_gb": [16.0],
+    "monitoring.gradient_flow_steps": [0, 10],
+    "monitoring.on_nonfinite": ["skip"],
+    "monitoring.max_nonfinite_in_a_row": [1],
 }
 
 # Key -> values that the design knows and this version refuses by name.
 REFUSED: dict[str, list[Any]] = {
     "method": ["dpo"],
-    "adapter": ["qlora"],
     "resume_from": [{"job_id": "job-" + "0" * 24}],
-    "lora.use_rslora": [True],
-    "lora.use_dora": [True],
-    "lora.modules_to_save": [["lm_head"]],
-    "lora.bias": ["all", "lora_only"],
-    "quantization.load_in_4bit": [True],
-    "quantization.bnb_4bit_quant_type": ["fp4"],
-    "quantization.bnb_4bit_use_double_quant": [False],
-    "quantization.bnb_4bit_compute_dtype": ["float32", "bfloat16", "float16"],
-    "dataset.chat_template": ["{{ messages }}"],
-    "dataset.val_size": [0.1, 10],
-    "dataset.eval_id": [OTHER_ID],
-    "dataset.field_mapping": [{"text": "body"}],
-    "training.optim": ["adamw_8bit", "paged_adamw_8bit"],
-    "training.packing": [True],
+    "quantization.bnb_4bit_compute_dtype": ["float16"],
     "training.dtype": ["float16"],
-    "training.eval_steps": [10],
-    "training.early_stopping_patience": [2],
     "resources.num_gpus": [2],
-    "resources.max_memory_gb": [16.0],
-    "monitoring.gradient_flow_steps": [0],
-    "monitoring.on_nonfinite": ["skip"],
+}
+
+# Key -> values that are honoured only together with other keys, and the other keys.
+TOGETHER: dict[str, list[tuple[Any, dict[str, Any]]]] = {
+    "adapter": [("qlora", {})],
+    "quantization.load_in_4bit": [(True, {})],
+    "quantization.bnb_4bit_quant_type": [("fp4", {"adapter": "qlora"})],
+    "quantization.bnb_4bit_use_double_quant": [(False, {"adapter": "qlora"})],
+    "quantization.bnb_4bit_compute_dtype": [
+        ("float32", {"adapter": "qlora"}),
+        ("bfloat16", {"adapter": "qlora"}),
+    ],
+    "dataset.val_size": [(0.1, {}), (10, {})],
+    "dataset.eval_id": [(OTHER_ID, {})],
+    "training.eval_steps": [(10, {"dataset.val_size": 0.1})],
+    "training.early_stopping_patience": [(2, {"dataset.val_size": 0.1, "training.eval_steps": 10})],
 }
 
 
@@ -109,6 +120,14 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
     return {**MINIMAL, group: {**MINIMAL.get(group, {}), key: value}}
 
 
+def with_values(values: dict[str, Any]) -> dict[str, Any]:
+    raw: dict[str, Any] = MINIMAL
+    for path, value in values.items():
+        group, _, key = path.rpartition(".")
+        raw = {**raw, group: {**raw.get(group, {}), key: value}} if group else {**raw, key: value}
+    return raw
+
+
 def value_of(spec: JobSpec, path: str) -> Any:
     value: Any = spec
     for part in path.split("."):
@@ -123,12 +142,15 @@ def errors_of(raw: Any) -> list[Any]:
 
 
 def test_every_key_of_a_spec_is_walked():
-    assert {path for path, _ in fields()} == set(ACCEPTED) | set(REFUSED)
+    assert {path for path, _ in fields()} == set(ACCEPTED) | set(REFUSED) | set(TOGETHER)
 
 
 def test_every_choice_of_every_key_is_walked():
     for path, field in fields():
-        walked = {repr(value) for value in ACCEPTED.get(path, []) + REFUSED.get(path, [])}
+        together = [value for value, _ in TOGETHER.get(path, [])]
+        walked = {
+            repr(value) for value in ACCEPTED.get(path, []) + REFUSED.get(path, []) + together
+        }
         choices = {repr(value) for value in literals(field.annotation) - {field.default}}
 
         assert choices <= walked, path
@@ -142,6 +164,49 @@ def test_the_marked_keys_are_the_refused_ones():
     }
 
     assert marked == set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "others"),
+    [(path, *case) for path, cases in TOGETHER.items() for case in cases],
+)
+def test_a_value_that_needs_other_keys_is_kept_with_them(
+    path: str, value: Any, others: dict[str, Any]
+):
+    spec = JobSpec.model_validate(with_values({**others, path: value}))
+
+    assert value_of(spec, path) == value
+    assert value_of(spec, path) != value_of(JobSpec.model_validate(MINIMAL), path)
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_qlora_and_load_in_4bit_follow_from_each_other():
+    named = JobSpec.model_validate({**MINIMAL, "adapter": "qlora"})
+    loaded = JobSpec.model_validate({**MINIMAL, "quantization": {"load_in_4bit": True}})
+
+    assert named == loaded
+    assert (named.adapter, named.quantization.load_in_4bit) == ("qlora", True)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"adapter": "lora", "quantization.load_in_4bit": True}, "quantization.load_in_4bit"),
+        ({"adapter": "qlora", "quantization.load_in_4bit": False}, "quantization.load_in_4bit"),
+        ({"quantization.bnb_4bit_quant_type": "fp4"}, "quantization"),
+        ({"training.eval_steps": 5}, "training.eval_steps"),
+        (
+            {"dataset.val_size": 5, "training.early_stopping_patience": 2},
+            "training.early_stopping_patience",
+        ),
+        ({"dataset.val_size": 0.5, "dataset.eval_id": OTHER_ID}, "dataset.eval_id"),
+        ({"dataset.val_size": 2.5}, "dataset.val_size"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused_by_name(values: dict[str, Any], key: str):
+    [error] = errors_of(with_values(values))
+
+    assert ".".join([*error["loc"], error["ctx"]["key"]]) == key
 
 
 @pytest.mark.parametrize(("path", "value"), pairs(ACCEPTED))
@@ -269,6 +334,7 @@ def test_what_has_no_default_must_be_given(key: str):
         ("target_modules", "lora.target_modules"),
         ("max_length", "dataset.max_length"),
         ("load_in_4bit", "quantization.load_in_4bit"),
+        ("leraning_rate", "training.learning_rate"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_one(path: str, suggestion: str):
@@ -294,12 +360,7 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_all_of_them():
     )
 )
 def test_a_spec_is_read_back_from_its_json_as_it_was(chosen: dict[str, Any]):
-    raw: dict[str, Any] = MINIMAL
-    for path, value in chosen.items():
-        group, _, key = path.rpartition(".")
-        raw = {**raw, group: {**raw.get(group, {}), key: value}} if group else {**raw, key: value}
-
-    spec = JobSpec.model_validate(raw)
+    spec = JobSpec.model_validate(with_values(chosen))
 
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec

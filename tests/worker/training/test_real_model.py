@@ -37,11 +37,11 @@ def test_ten_steps_equal_a_plain_loop_with_padding_and_full_logits(tmp_path: Pat
         lora={"r": 8, "lora_alpha": 16, "target_modules": "standard"},
         training={"per_device_train_batch_size": 2, "max_steps": 10, "warmup_steps": 2.0},
     )
-    sampler = Sampler(num_rows=len(CHAT_ROWS), micro_batch_size=2, accumulation_steps=1, seed=7)
+    sampler = Sampler(num_units=len(CHAT_ROWS), units_per_step=2, seed=7)
     reference = Reference(smollm2, seed=7, total_steps=10, warmup=2)
 
     expected = [
-        reference.step([CHAT_ROWS[row] for row in sampler.rows_of(step)]) for step in range(1, 11)
+        reference.step([CHAT_ROWS[row] for row in sampler.units_of(step)]) for step in range(1, 11)
     ]
 
     measured = [(step.metrics.loss, step.metrics.grad_norm) for step in run.steps]

@@ -130,7 +130,7 @@ def test_a_preset_names_its_layers_in_the_ready_event(workplace: Workplace, targ
 
 def test_events_are_numbered_without_gaps_and_tell_the_story_in_order(plain: Attempt):
     assert plain.kinds == ["ready", "step", "step", "step", "checkpoint", "finished"]
-    assert [event.seq for event in plain.events] == list(range(1, 7))
+    assert [event.seq for event in plain.events] == list(range(1, len(plain.events) + 1))
 
 
 def test_the_ready_event_counts_rows_and_parameters(plain: Attempt):

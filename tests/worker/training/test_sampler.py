@@ -8,46 +8,37 @@ from worker.training.sampler import Sampler
 
 samplers = st.builds(
     Sampler,
-    num_rows=st.integers(1, 60),
-    micro_batch_size=st.integers(1, 7),
-    accumulation_steps=st.integers(1, 3),
+    num_units=st.integers(1, 60),
+    units_per_step=st.integers(1, 21),
     seed=st.integers(0, 2**31 - 1),
 )
 
 
 def make_sampler(**changes: int) -> Sampler:
-    facts = {"num_rows": 10, "micro_batch_size": 2, "accumulation_steps": 2, "seed": 1}
+    facts = {"num_units": 10, "units_per_step": 4, "seed": 1}
     return Sampler(**{**facts, **changes})
 
 
 def epoch_of(sampler: Sampler, epoch: int) -> list[int]:
     first = epoch * sampler.steps_per_epoch + 1
     steps = range(first, first + sampler.steps_per_epoch)
-    return [row for step in steps for row in sampler.rows_of(step)]
+    return [unit for step in steps for unit in sampler.units_of(step)]
 
 
 @given(samplers, st.integers(0, 3))
-def test_every_epoch_visits_every_row_once(sampler: Sampler, epoch: int):
-    assert sorted(epoch_of(sampler, epoch)) == list(range(sampler.num_rows))
-
-
-@given(samplers, st.integers(1, 100))
-def test_micro_batches_are_the_step_cut_in_order(sampler: Sampler, step: int):
-    micro_batches = sampler.micro_batches_of(step)
-
-    assert tuple(row for batch in micro_batches for row in batch) == sampler.rows_of(step)
-    assert all(1 <= len(batch) <= sampler.micro_batch_size for batch in micro_batches)
+def test_every_epoch_visits_every_unit_once(sampler: Sampler, epoch: int):
+    assert sorted(epoch_of(sampler, epoch)) == list(range(sampler.num_units))
 
 
 def test_the_order_differs_between_epochs_and_between_seeds():
-    sampler = make_sampler(num_rows=50)
+    sampler = make_sampler(num_units=50)
 
     assert epoch_of(sampler, 0) != epoch_of(sampler, 1)
-    assert epoch_of(sampler, 0) != epoch_of(make_sampler(num_rows=50, seed=2), 0)
+    assert epoch_of(sampler, 0) != epoch_of(make_sampler(num_units=50, seed=2), 0)
 
 
 def test_the_order_does_not_depend_on_how_it_is_cut():
-    assert epoch_of(make_sampler(), 1) == epoch_of(make_sampler(micro_batch_size=5), 1)
+    assert epoch_of(make_sampler(), 1) == epoch_of(make_sampler(units_per_step=5), 1)
 
 
 def test_the_order_is_the_one_that_earlier_releases_drew():
@@ -56,16 +47,16 @@ def test_the_order_is_the_one_that_earlier_releases_drew():
 
 
 def test_a_seed_shuffles_without_favourites():
-    # Over many seeds each row comes first about equally often: 1,000 draws, 10 rows, 100 expected.
-    firsts = [make_sampler(seed=seed).rows_of(1)[0] for seed in range(1000)]
+    # Over many seeds each unit comes first about equally often: 1,000 draws, 100 expected each.
+    firsts = [make_sampler(seed=seed).units_of(1)[0] for seed in range(1000)]
 
-    assert all(60 < firsts.count(row) < 140 for row in range(10))
+    assert all(60 < firsts.count(unit) < 140 for unit in range(10))
 
 
-def test_the_last_step_of_an_epoch_keeps_the_rows_that_are_left():
+def test_the_last_step_of_an_epoch_keeps_the_units_that_are_left():
     sampler = make_sampler()
 
-    assert [len(sampler.rows_of(step)) for step in (1, 2, 3, 4)] == [4, 4, 2, 4]
+    assert [len(sampler.units_of(step)) for step in (1, 2, 3, 4)] == [4, 4, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +69,7 @@ def test_total_steps_come_from_max_steps_or_else_from_epochs(
     assert make_sampler().total_steps(max_steps=max_steps, num_train_epochs=epochs) == expected
 
 
-def test_the_epoch_counts_rows_seen():
+def test_the_epoch_counts_units_seen():
     sampler = make_sampler()
 
     assert [sampler.epoch_after(step) for step in (1, 2, 3, 4)] == [0.4, 0.8, 1.0, 1.4]
