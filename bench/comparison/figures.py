@@ -1,5 +1,6 @@
-"""From runs to the figures of a table: medians over rounds, ratios to lorad, and what voids a row."""
+"""From runs to the figures of a table: medians, ratios to lorad, and what voids a row."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,65 +56,111 @@ class Figures:
     loss_difference: float | None = None
 
 
-def summarize(
-    runs: Sequence[Run],
-    systems: Sequence[System],
-    work: Mapping[str, Sequence[Work]],
-    speeds: Mapping[str, float],
-    *,
-    num_warmup: int,
-) -> list[Figures]:
-    """Return the figures of every system and column that has runs, lorad first.
+@dataclass(frozen=True)
+class Table:
+    """All that the figures of a table are made of."""
 
-    Args:
-        runs: All runs of a table.
-        systems: The systems in the order of the table.
-        work: What each step has to do, from step 1, by the name of the rows file.
-        speeds: Floating-point operations per second of this machine, by library.
-        num_warmup: Steps at the start of each run that are not measured; at least one.
-    """
-    reference = {run.round: run for run in runs if run.system == REFERENCE}
+    runs: Sequence[Run]
+    work: Mapping[str, Sequence[Work]]
+    """What each step has to do, from step 1, by the name of the rows file."""
+    speeds: Mapping[str, float]
+    """Floating-point operations per second of this machine, by library."""
+    num_warmup: int
+    """Steps at the start of each run that are not measured; at least one."""
+
+    @property
+    def measured(self) -> range:
+        return range(self.num_warmup + 1, len(next(iter(self.work.values()))) + 1)
+
+    def reference(self, number: int) -> Run | None:
+        """Return lorad's run of a round, if it finished."""
+        for run in self.runs:
+            if run.system == REFERENCE and run.round == number and not run.problem:
+                return run
+        return None
+
+    def useful_flops_per_second(self, run: Run, rows: str) -> float:
+        """Return the work that had to be done over the time it took: padding makes it lower."""
+        flops = sum(self.work[rows][step - 1].flops for step in self.measured)
+        return flops / sum(run.seconds_of(step) for step in self.measured)
+
+
+def summarize(table: Table, systems: Sequence[System]) -> list[Figures]:
+    """Return the figures of every system and column that has runs, in the order of `systems`."""
     result: list[Figures] = []
     for system in systems:
         for column in system.columns:
-            own = [run for run in runs if (run.system, run.column) == (system.name, column)]
+            own = [run for run in table.runs if (run.system, run.column) == (system.name, column)]
             if own:
-                steps = work[system.rows]
-                result.append(_figures(system, column, own, reference, steps, speeds, num_warmup))
+                result.append(_figures(table, system, column, own))
     return result
 
 
-def _figures(
-    system: System,
-    column: Column,
-    runs: Sequence[Run],
-    reference: Mapping[int, Run],
-    work: Sequence[Work],
-    speeds: Mapping[str, float],
-    num_warmup: int,
-) -> Figures:
-    name = system.name
+def _figures(table: Table, system: System, column: Column, runs: Sequence[Run]) -> Figures:
     if failed := next((run for run in runs if run.problem), None):
-        return Figures(name, column, len(runs), problem=f"failed: {failed.problem}")
-    pairs = [(run, reference[run.round]) for run in runs if run.round in reference]
-    if not pairs or any(ours.problem for _, ours in pairs):
-        return Figures(name, column, len(runs), problem="lorad has no run to compare with")
+        return Figures(system.name, column, len(runs), problem=f"failed: {failed.problem}")
+    pairs = [(run, ours) for run in runs if (ours := table.reference(run.round))]
+    if not pairs:
+        return Figures(system.name, column, len(runs), problem="lorad has no run to compare with")
     difference = None
     if system.has_equal_batches:
         difference = max(loss_difference(run, ours) for run, ours in pairs)
-    problem = void_reason(runs, work, difference)
-    measured = range(num_warmup + 1, len(work) + 1)
-    rates = [_flops_per_second(run, work, measured) for run in runs]
+    problem = void_reason(runs, table.work[system.rows], difference)
+    rates = [table.useful_flops_per_second(run, system.rows) for run in runs]
+    ratios = [
+        table.useful_flops_per_second(ours, "in_order")
+        / table.useful_flops_per_second(run, system.rows)
+        for run, ours in pairs
+    ]
+    is_compared = not problem and system.name != REFERENCE
     return Figures(
-        system=name,
+        system=system.name,
         column=column,
         num_rounds=len(runs),
         problem=problem,
-        targets_per_second=Spread.of(_targets_per_second(run, measured) for run in runs),
-        times_slower=None if problem else _times_slower(pairs, work, measured, system),
-        step_seconds=Spread.of(run.seconds_of(step) for run in runs for step in measured),
-        cpu_seconds=Spread.of(_cpu_seconds(run, measured) for run in runs),
-        of_floor={library: statistics.median(rates) / g for library, g in speeds.items()},
+        targets_per_second=Spread.of(_targets_per_second(run, table.measured) for run in runs),
+        times_slower=Spread.of(ratios) if is_compared else None,
+        step_seconds=Spread.of(run.seconds_of(s) for run in runs for s in table.measured),
+        cpu_seconds=Spread.of(_cpu_seconds_per_step(run, table.measured) for run in runs),
+        of_floor={name: statistics.median(rates) / speed for name, speed in table.speeds.items()},
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
         loss_difference=difference,
     )
+
+
+def loss_difference(run: Run, reference: Run) -> float:
+    """Return the largest relative difference between the losses of two runs, over all steps."""
+    pairs = zip(run.steps, reference.steps, strict=True)
+    differences = [abs(step.loss / other.loss - 1) for step, other in pairs]
+    # A NaN compares as smaller than everything; here it has to be the worst.
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
+
+
+def void_reason(runs: Sequence[Run], work: Sequence[Work], loss_difference: float | None) -> str:
+    """Return why a row does not count, or nothing.
+
+    Args:
+        runs: Finished runs of one system.
+        work: What each step has to do.
+        loss_difference: Relative to lorad's losses; None where the batches are others.
+    """
+    for run in runs:
+        for step, task in zip(run.steps, work, strict=True):
+            if step.num_targets != task.num_targets:
+                return (
+                    f"void: trained on {step.num_targets} targets in step {step.step}, where the"
+                    f" rows have {task.num_targets}"
+                )
+    if loss_difference is not None and loss_difference > MAX_LOSS_DIFFERENCE:
+        return f"void: losses differ from lorad's by {loss_difference:.1e}"
+    return ""
+
+
+def _targets_per_second(run: Run, measured: Sequence[int]) -> float:
+    targets = sum(run.steps[step - 1].num_targets for step in measured)
+    return targets / sum(run.seconds_of(step) for step in measured)
+
+
+def _cpu_seconds_per_step(run: Run, measured: Sequence[int]) -> float:
+    first, last = run.steps[measured[0] - 2].at, run.steps[measured[-1] - 1].at
+    return run.cpu_seconds_between(first, last) / len(measured)

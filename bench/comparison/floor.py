@@ -16,7 +16,7 @@ class Shape:
     """Heads times the size of a head."""
     hidden_size: int
     vocabulary: int
-    linears: tuple[tuple[int, int], ...] = ()
+    linears: Sequence[Sequence[int]] = ()
     """Inputs and outputs of each linear layer of one decoder layer."""
 
 

@@ -6,105 +6,43 @@ differ from them, its losses differ from everybody's and the comparison says so.
 Usage: prepare.py PLAN.json
 """
 
+# pyright: basic
+# Checked loosely: torch, transformers and peft are typed in part only.
+
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-Chat = list[dict[str, str]]
-Row = dict[str, list[int]]
-
-# How many exchanges the conversations with mixed lengths have, in turn: 2 on average, most have 1.
-_EXCHANGES = (1, 3, 1, 1, 2, 1, 4, 1, 1, 2, 1, 3, 1, 2, 1, 1)
+from bench.comparison.rows import Row, conversations, encode, placed, visiting_order
 
 
 def main() -> None:
     plan = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(plan["folder"])
-    chats = list(_conversations(Path(plan["data"]), is_mixed=plan["is_mixed"]))
+    chats = list(conversations(Path(plan["data"]), is_mixed=plan["is_mixed"]))
     tokenizer = AutoTokenizer.from_pretrained(plan["model"])
     rows = [encode(chat, tokenizer) for chat in chats]
-    short = [index for index, row in enumerate(rows) if len(row["input_ids"]) <= plan["max_length"]]
+    short = [index for index, row in enumerate(rows) if len(row["input_ids"]) <= plan["longest"]]
     chats, rows = [chats[index] for index in short], [rows[index] for index in short]
     num_used = plan["num_steps"] * plan["batch_size"]
     if len(rows) < num_used:
         raise SystemExit(
             f"{plan['num_steps']} steps of {plan['batch_size']} rows need {num_used} rows, and"
-            f" {plan['data']} makes {len(rows)} of at most {plan['max_length']} tokens;"
+            f" {plan['data']} makes {len(rows)} of at most {plan['longest']} tokens;"
             " give a longer file or fewer steps"
         )
     order = visiting_order(len(rows), batch_size=plan["batch_size"], seed=plan["seed"])
-    _write_lines(folder / "lorad.jsonl", _placed([{"messages": chat} for chat in chats], order))
+    _write_lines(folder / "lorad.jsonl", placed([{"messages": chat} for chat in chats], order))
     _write_lines(folder / "in_order.jsonl", rows[:num_used])
     _write_lines(folder / "grouped.jsonl", [rows[index] for index in _grouped(rows, plan)])
     _make_adapter(plan, folder)
-
-
-def visiting_order(num_rows: int, *, batch_size: int, seed: int) -> list[int]:
-    """Return the rows of lorad's first epoch in the order in which its sampler visits them."""
-    from worker.training.sampler import Sampler
-
-    sampler = Sampler(
-        num_rows=num_rows, micro_batch_size=batch_size, accumulation_steps=1, seed=seed
-    )
-    num_steps = -(-num_rows // batch_size)
-    return [row for step in range(1, num_steps + 1) for row in sampler.rows_of(step)]
-
-
-def _placed(rows: Sequence[Any], order: Sequence[int]) -> list[Any]:
-    """Return the rows so placed that a visit in `order` meets them as they were given."""
-    placed: list[Any] = [None] * len(rows)
-    for row, place in zip(rows, order, strict=True):
-        placed[place] = row
-    return placed
-
-
-def _conversations(path: Path, *, is_mixed: bool) -> Iterator[Chat]:
-    """Yield the conversations of a file, joined to longer ones where lengths shall be mixed."""
-    with path.open() as file:
-        chats = [_chat(line, number, path) for number, line in enumerate(file, 1) if line.strip()]
-    if not is_mixed:
-        yield from chats
-        return
-    remaining, turn = iter(chats), 0
-    while joined := [chat for _, chat in zip(range(_EXCHANGES[turn]), remaining, strict=False)]:
-        yield [message for chat in joined for message in chat]
-        turn = (turn + 1) % len(_EXCHANGES)
-
-
-def _chat(line: str, number: int, path: Path) -> Chat:
-    row = json.loads(line)
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise SystemExit(
-            f"{path}, line {number}: no `messages`; the comparison needs chat rows, one JSON"
-            " object a line"
-        )
-    return row["messages"]
-
-
-def encode(chat: Chat, tokenizer: Any) -> Row:
-    """Return tokens and labels: assistant turns with their end mark are targets."""
-    text = tokenizer.apply_chat_template(chat, tokenize=False)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    starts, ends = np.asarray(encoded["offset_mapping"]).T
-    is_target = np.zeros(len(ids), dtype=bool)
-    for index, message in enumerate(chat):
-        if message["role"] == "assistant":
-            before = tokenizer.apply_chat_template(
-                chat[:index], tokenize=False, add_generation_prompt=True
-            )
-            until = tokenizer.apply_chat_template(chat[: index + 1], tokenize=False).rstrip()
-            is_target |= (ends > len(before)) & (starts < len(until))
-    labels = np.where(is_target, ids, -100)
-    return {"input_ids": ids, "labels": labels.tolist()}
 
 
 def _grouped(rows: Sequence[Row], plan: dict[str, Any]) -> list[int]:
@@ -141,7 +79,7 @@ def _make_adapter(plan: dict[str, Any], folder: Path) -> None:
             target_modules=targets if isinstance(targets, str) else list(targets),
         ),
     )
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(str(folder / "adapter"))
     config = base.config
     num_layers = len(base.model.layers)
     shape = {

@@ -1,4 +1,4 @@
-"""Running one system once, and what it took: its own report of steps, and the kernel's of memory."""
+"""Running one system once, and what it took: steps by its own report, memory by the kernel's."""
 
 import hashlib
 import json
@@ -173,9 +173,32 @@ _KEPT_OPEN: list[int] = []
 def _run_file(folder: Path, surroundings: Surroundings) -> str:
     from app.domain.runs import RunFile
 
-    case, data = surroundings.case, surroundings.folder / "lorad.jsonl"
+    data = surroundings.folder / "lorad.jsonl"
+    run = {
+        "job_id": "job-000000000000000000000000",
+        "attempt": 1,
+        "fence": 1,
+        "spec": _job_spec(surroundings),
+        "model_folder": surroundings.model,
+        "dataset": {
+            "path": data,
+            "sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+            "format": "chat",
+        },
+        "attempt_folder": folder,
+        "cache_folder": surroundings.folder / "cache",
+        "device": "cpu",
+        "device_index": 0,
+        "lock_file": surroundings.folder / "device.lock",
+        "num_threads": surroundings.num_threads,
+    }
+    return RunFile.model_validate(run).model_dump_json()
+
+
+def _job_spec(surroundings: Surroundings) -> dict[str, Any]:
+    case = surroundings.case
     targets = case.targets
-    spec = {
+    return {
         "base_model": surroundings.model.name,
         "seed": SEED,
         "lora": {
@@ -193,26 +216,6 @@ def _run_file(folder: Path, surroundings: Surroundings) -> str:
             "dtype": "float32",
         },
     }
-    data_file = {
-        "path": data,
-        "sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "format": "chat",
-    }
-    run = {
-        "job_id": "job-000000000000000000000000",
-        "attempt": 1,
-        "fence": 1,
-        "spec": spec,
-        "model_folder": surroundings.model,
-        "dataset": data_file,
-        "attempt_folder": folder,
-        "cache_folder": surroundings.folder / "cache",
-        "device": "cpu",
-        "device_index": 0,
-        "lock_file": surroundings.folder / "device.lock",
-        "num_threads": surroundings.num_threads,
-    }
-    return RunFile.model_validate(run).model_dump_json()
 
 
 def _watch(process: subprocess.Popen[bytes]) -> tuple[int, tuple[tuple[float, float], ...]]:

@@ -3,6 +3,9 @@
 Usage: hf_trainer.py JOB.json
 """
 
+# pyright: basic, reportMissingImports=false
+# Checked loosely: what it imports is in the peer's environment only.
+
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,10 @@
-"""The peer LLaMA-Factory: its own `run_exp`, as `llamafactory-cli train` calls it, on tokenized rows.
+"""The peer LLaMA-Factory: what `llamafactory-cli train` calls, on tokenized rows.
 
 Usage: llamafactory_sft.py JOB.json
 """
+
+# pyright: basic, reportMissingImports=false
+# Checked loosely: what it imports is in the peer's environment only.
 
 import importlib
 import sys
@@ -73,6 +76,12 @@ def _packs(rows: list[dict[str, list[int]]], batch_size: int) -> list[dict[str, 
             pack["labels"] += row["labels"]
             pack["attention_mask"] += [number] * length
             pack["position_ids"] += range(length)
+        # The collator pads to eights, but not the positions.
+        padding = -len(pack["input_ids"]) % 8
+        for name, value in (("input_ids", 0), ("labels", -100)):
+            pack[name] += [value] * padding
+        pack["attention_mask"] += [0] * padding
+        pack["position_ids"] += [0] * padding
         packs.append(pack)
     return packs
 

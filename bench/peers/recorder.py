@@ -3,6 +3,9 @@
 Runs in the environments of the peers: only the standard library and transformers are there.
 """
 
+# pyright: basic, reportMissingImports=false
+# Checked loosely: what it imports is in the peer's environment only.
+
 import json
 import time
 from pathlib import Path
@@ -43,7 +46,7 @@ class Recorder(TrainerCallback):
             }
             return loss
 
-        Trainer.training_step = training_step
+        Trainer.training_step = training_step  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_job(path: str) -> dict[str, Any]:
