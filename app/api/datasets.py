@@ -9,19 +9,20 @@ from app.api.deps import Config, DatasetAfter, Db, IdempotencyKey, Limit, Projec
 from app.api.errors import answers
 from app.api.schemas import Deleted, Page, page_of
 from app.api.strict import StrictRoute, require_known
-from app.domain.datasets import Dataset
+from app.domain.datasets import Dataset, OnBadRows
 from app.domain.groups import Label, printable
 from app.services import datasets
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=StrictRoute)
 
+_FILE = "Rows as JSONL, a JSON array, CSV with a header, or Parquet; plain, .gz or .zst."
 DatasetId = Annotated[str, Path(description="Id of the data set.", max_length=64)]
 
 
 async def _require_one_file(request: Request) -> None:
     form = await request.form()  # read already: this is what the endpoint gets
     given = [name for name, _ in form.multi_items()]
-    require_known(given, ["file", "name"], what="form field")
+    require_known(given, ["file", "name", "on_bad_rows"], what="form field")
 
 
 @router.post(
@@ -34,14 +35,21 @@ def upload_dataset(
     db: Db,
     config: Config,
     project: Project,
-    file: Annotated[UploadFile, File(description="JSONL: one row per line.")],
+    file: Annotated[UploadFile, File(description=_FILE)],
     name: Annotated[
         Label | None,
         Form(description="A label; the file's name when not given.", max_length=200),
     ] = None,
+    on_bad_rows: Annotated[
+        OnBadRows,
+        Form(
+            description="What rows that cannot be trained on do: `refuse` the file, naming the"
+            " first ones, or be kept and counted, so that jobs leave them out."
+        ),
+    ] = "refuse",
     idempotency_key: IdempotencyKey = None,
 ) -> Dataset:
-    """Store a data set; every line is checked, and a file with an unusable line is refused."""
+    """Store a data set; every row is checked."""
     filename = PurePath(printable(file.filename or "")).name[:255] or "data.jsonl"
     return datasets.upload(
         db,
@@ -50,6 +58,7 @@ def upload_dataset(
         file.file,
         name=name or filename[:200],
         filename=filename,
+        on_bad_rows=on_bad_rows,
         idempotency_key=idempotency_key,
     )
 

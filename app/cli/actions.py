@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.cli import output, specs, watch
+from app.cli import local, output, specs, watch
 from app.cli.client import Client
 from app.cli.exits import ExitCode
 from app.domain.checkpoints import hash_file
-from app.domain.datasets import Dataset
+from app.domain.datasets import Dataset, OnBadRows
 from app.domain.errors import InvalidInput
 from app.domain.jobs import Job, JobState
+from app.domain.plans import Plan
 
 connect = Client.from_environment
 _LOG_SECONDS = 0.5
@@ -32,21 +33,37 @@ def dry_run(source: str, overrides: list[str], mode: output.Mode) -> None:
     checked = specs.validate(spec)
     if mode is not output.Mode.ID:
         output.show_json(checked)
+    if not (local.settings().models_folder / checked.base_model / "config.json").is_file():
+        output.say(
+            f"warning: this machine's home has no base model {checked.base_model}; where the job"
+            " runs it has to be there (`lorad models add`)"
+        )
     output.say("the job file is valid; nothing was sent")
 
 
 def submit(client: Client, source: str, overrides: list[str]) -> Job:
     """Send a job file; its data set is uploaded first unless the API has that very file."""
+    return client.submit(_with_data(client, source, overrides))
+
+
+def plan(client: Client, source: str, overrides: list[str]) -> Plan:
+    """Let a worker say what the job of a file would do and need."""
+    return client.plan(_with_data(client, source, overrides))
+
+
+def _with_data(client: Client, source: str, overrides: list[str]) -> dict[str, Any]:
     spec = specs.read(source, overrides)
     path = specs.dataset_path(spec)
     if path is not None:
         # Faults of the file are found before a long upload, not after it.
         specs.validate(specs.with_dataset(spec, specs.PLACEHOLDER_DATASET))
         spec = specs.with_dataset(spec, _upload_once(client, path).id)
-    return client.submit(spec)
+    return spec
 
 
-def upload(client: Client, file: Path, *, name: str | None) -> Dataset:
+def upload(
+    client: Client, file: Path, *, name: str | None, on_bad_rows: OnBadRows = "refuse"
+) -> Dataset:
     """Upload a data set.
 
     Raises:
@@ -54,7 +71,7 @@ def upload(client: Client, file: Path, *, name: str | None) -> Dataset:
     """
     if not file.is_file():
         raise InvalidInput(f"there is no file {file}", param="FILE")
-    return client.upload(file, name=name)
+    return client.upload(file, name=name, on_bad_rows=on_bad_rows)
 
 
 def watch_job(client: Client, job_id: str, *, timeout: float | None) -> ExitCode:

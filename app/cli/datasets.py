@@ -1,5 +1,6 @@
 """Commands about data sets, over HTTP."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,11 @@ app = typer.Typer(help="Upload, list and show data sets.", no_args_is_help=True)
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="Id of the data set.")]
 
 
+class BadRows(StrEnum):
+    REFUSE = "refuse"
+    KEEP = "keep"
+
+
 def _actions():
     # Loaded by the command that runs: the HTTP client is too slow to load for `lorad --help`.
     from app.cli import actions
@@ -22,14 +28,20 @@ def _actions():
 
 @app.command()
 def upload(
-    file: Annotated[Path, typer.Argument(help="JSONL file, one row per line.")],
+    file: Annotated[
+        Path, typer.Argument(help="JSONL, JSON array, CSV or Parquet; plain, .gz or .zst.")
+    ],
     name: Annotated[str | None, typer.Option(help="Label. Default: the file's name.")] = None,
+    on_bad_rows: Annotated[
+        BadRows, typer.Option(help="Rows that cannot be trained on: refuse the file, or keep them.")
+    ] = BadRows.REFUSE,
     mode: Output = Mode.TABLE,
 ) -> None:
-    """Upload a data set; every line is checked."""
+    """Upload a data set; every row is checked."""
     actions = _actions()
     with actions.connect() as client:
-        output.show_one(actions.upload(client, file, name=name), views.DATASET, mode)
+        dataset = actions.upload(client, file, name=name, on_bad_rows=on_bad_rows.value)
+        output.show_one(dataset, views.DATASET, mode)
 
 
 @app.command("list")

@@ -19,7 +19,7 @@ def insert(
     filename: str,
     report: DatasetReport,
 ) -> Dataset:
-    values = {**report.model_dump(), "format": report.format or ""}
+    values = {**report.model_dump(exclude={"problems"}), "format": report.format or ""}
     row = DatasetRow(id=dataset_id, project_id=project_id, name=name, filename=filename, **values)
     session.add(row)
     session.flush()

@@ -10,8 +10,9 @@ from app.domain.rows import RowFormat
 
 Container = Literal["jsonl", "json", "csv", "parquet"]
 Compression = Literal["gz", "zst"]
-DATA_FILE = "data.jsonl"
+OnBadRows = Literal["refuse", "keep"]
 REPORT_FILE = "report.json"
+MAX_COLUMNS = 50
 
 
 class Dataset(BaseModel):
@@ -52,6 +53,19 @@ class Dataset(BaseModel):
     """Time of the upload, UTC."""
 
 
+class RowProblem(BaseModel):
+    """A row that cannot be trained on, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    number: int
+    """Line of a JSONL file, row of any other, from 1."""
+    reason: str
+    """Stable name of the kind of fault: bad_json, missing_key, ..."""
+    message: str
+    """What is wrong and what to do."""
+
+
 class DatasetReport(BaseModel):
     """What the check at the upload found; stored beside the data as report.json."""
 
@@ -75,6 +89,8 @@ class DatasetReport(BaseModel):
     """Rows that cannot be trained on."""
     ignored_keys: list[str]
     """Keys of rows that the format does not use."""
+    problems: list[RowProblem] = []
+    """The first 100 rows that cannot be trained on, in the order of the file."""
 
 
 class DataFile(BaseModel):
@@ -91,9 +107,13 @@ class DataFile(BaseModel):
 
 def data_file(datasets_folder: Path, dataset: Dataset) -> DataFile:
     return DataFile(
-        path=datasets_folder / dataset.id / DATA_FILE,
+        path=datasets_folder / dataset.id / data_file_name(dataset.container, dataset.compression),
         sha256=dataset.sha256,
         format=dataset.format,
         container=dataset.container,
         compression=dataset.compression,
     )
+
+
+def data_file_name(container: Container, compression: Compression | None) -> str:
+    return f"data.{container}" + (f".{compression}" if compression else "")

@@ -1,79 +1,122 @@
-"""One line of a data set: the three row formats, and the rules for what can be trained on."""
+"""From a decoded record to a row: which format its columns are of, and reading it as that format.
+
+The columns decide (`detect`), a job can override them (`dataset.format`) and rename them
+(`dataset.field_mapping`). Rows of all formats become one of the few kinds in `row_types`.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
-from pydantic import Field
-
+from app.domain import chat, instructions, sharegpt, tokenized
+from app.domain.row_types import (
+    MAX_LINE_BYTES,
+    ROLES,
+    AlpacaRow,
+    BadRow,
+    ChatRow,
+    Message,
+    PromptCompletionRow,
+    Row,
+    RowFormat,
+    TextRow,
+    TokenizedRow,
+    Turn,
+    names_of,
+    text_of,
+)
 from app.domain.strict_json import DuplicateKey, unique_keys
 
-RowFormat = Literal["chat", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"]
-ROLES = ("system", "developer", "user", "assistant", "tool")
-MAX_LINE_BYTES = 1_048_576
-_SHOWN_CHARACTERS = 200
+__all__ = [
+    "COLUMNS",
+    "MAX_LINE_BYTES",
+    "ROLES",
+    "AlpacaRow",
+    "BadRow",
+    "ChatRow",
+    "Message",
+    "PromptCompletionRow",
+    "Row",
+    "RowFormat",
+    "TextRow",
+    "TokenizedRow",
+    "Turn",
+    "decode",
+    "detect",
+    "format_for",
+    "ignored_keys",
+    "parse_record",
+]
+
+# Every column that a format uses, the ones that it needs first. In the order of detection: a file
+# with the columns of two formats is of the first one.
+REQUIRED: dict[RowFormat, frozenset[str]] = {
+    "chat": frozenset({"messages"}),
+    "sharegpt": frozenset({"conversations"}),
+    "tokenized": frozenset({"input_ids"}),
+    "prompt-completion": frozenset({"prompt", "completion"}),
+    "alpaca": frozenset({"instruction", "output"}),
+    "text": frozenset({"text"}),
+}
+_OPTIONAL: dict[RowFormat, frozenset[str]] = {
+    "chat": frozenset({"tools", "parallel_tool_calls"}),
+    "sharegpt": frozenset({"system", "tools"}),
+    "tokenized": frozenset({"labels", "attention_mask", *tokenized.MASKS}),
+    "prompt-completion": frozenset({"tools", "parallel_tool_calls"}),
+    "alpaca": frozenset({"input", "system", "history"}),
+    "text": frozenset(),
+}
+COLUMNS: dict[RowFormat, frozenset[str]] = {
+    name: REQUIRED[name] | _OPTIONAL[name] for name in REQUIRED
+}
 
 # Keys that other tools give a meaning; training without it would be training on something else.
-_NOT_BUILT = frozenset(
-    ("tools", "functions", "parallel_tool_calls", "weight", "chosen", "rejected", "images", "audio")
-)
+_NOT_BUILT = {
+    "functions": "give `tools` instead",
+    "weight": "give a weight to each assistant message instead",
+    "chosen": "preference training is not available; give the answer as the last assistant turn",
+    "rejected": "preference training is not available; give the answer as the last assistant turn",
+    "images": "only text is trained on; remove it",
+    "videos": "only text is trained on; remove it",
+    "audio": "only text is trained on; remove it",
+    "audios": "only text is trained on; remove it",
+}
 
 
-class BadRow(Exception):
-    """A line that cannot be trained on.
+def parse_record(
+    record: Mapping[str, Any],
+    *,
+    row_format: RowFormat | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> Row:
+    """Read one decoded record as a row.
 
     Args:
-        reason: Stable name of the kind of fault.
-        message: What is wrong and what to do, without the line number.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Annotated[str, Field(description="system, developer, user, assistant or tool.")]
-    content: Annotated[str, Field(description="Text of the turn.")]
-
-
-@dataclass(frozen=True)
-class ChatRow:
-    """A conversation; assistant turns are the targets."""
-
-    messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True)
-class PromptCompletionRow:
-    """Two plain strings; the completion is the target."""
-
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True)
-class TextRow:
-    """Plain text; all of it is the target."""
-
-    text: str
-
-
-Row = ChatRow | PromptCompletionRow | TextRow
-
-
-def parse_line(line: bytes) -> Row:
-    """Read one JSONL line.
+        row_format: None takes the format that the columns, once mapped, are of.
+        mapping: Our column name -> the record's (`dataset.field_mapping`).
 
     Raises:
-        BadRow: The line is not UTF-8, not JSON, or not a row of a known format.
+        BadRow: No known format has these columns, a column that changes what the row means is not
+            built, or a value is of the wrong type.
     """
-    return parse_record(decode(line))
+    columns = mapped(record, mapping or {})
+    refuse_not_built(columns)
+    row_format = row_format or detect(columns) or _nearest(columns)
+    match row_format:
+        case "chat":
+            return _chat(columns)
+        case "sharegpt":
+            return sharegpt.parse(columns)
+        case "alpaca":
+            return instructions.parse(columns)
+        case "prompt-completion":
+            return _prompt_completion(columns)
+        case "text":
+            return TextRow(text_of(columns.get("text"), "text"))
+        case "tokenized":
+            return tokenized.parse(columns)
+        case None:
+            raise BadRow("unknown_format", unknown_format(columns))
 
 
 def decode(line: bytes) -> dict[str, Any]:
@@ -92,7 +135,7 @@ def decode(line: bytes) -> dict[str, Any]:
         record = json.loads(text, object_pairs_hook=unique_keys)
     except DuplicateKey as error:
         raise BadRow(
-            "duplicate_key", f"the key {_names([error.key])} is given twice; remove one of them"
+            "duplicate_key", f"the key {names_of([error.key])} is given twice; remove one of them"
         ) from error
     except (ValueError, RecursionError) as error:
         raise BadRow("bad_json", f"not valid JSON: {error}") from error
@@ -101,110 +144,104 @@ def decode(line: bytes) -> dict[str, Any]:
     return cast(dict[str, Any], record)
 
 
-def parse_record(record: Mapping[str, Any]) -> Row:
-    """Read one decoded row; the keys decide the format.
+def detect(columns: Mapping[str, Any] | Collection[str]) -> RowFormat | None:
+    """Return the format that has these columns; a column without a value does not count.
+
+    Given a record, a prompt and completion that are lists of messages are a `chat`.
+    """
+    if isinstance(columns, Mapping):
+        record = cast(Mapping[str, Any], columns)
+        present = {name for name, value in record.items() if value is not None}
+        if {"prompt", "completion"} <= present and isinstance(record["prompt"], list):
+            return "chat"
+    else:
+        present = set(columns)
+    return next((name for name, needed in REQUIRED.items() if needed <= present), None)
+
+
+def format_for(
+    found: RowFormat | None, *, override: str, mapping: Mapping[str, str] | None
+) -> RowFormat | None:
+    """Return the format to give to `parse_record` for all rows of a job.
+
+    Args:
+        found: What the upload found (`Dataset.format`).
+        override: `dataset.format` of the job, `auto` for none.
+        mapping: `dataset.field_mapping` of the job.
+
+    Returns:
+        None where the columns of each row decide: they are renamed, so what the upload found says
+        nothing about them.
+    """
+    if override != "auto":
+        return cast(RowFormat, override)
+    return None if mapping else found
+
+
+def mapped(record: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:
+    """Rename the columns of a record: our column name -> the record's."""
+    if not mapping:
+        return record
+    moved = set(mapping.values())
+    rest = {name: value for name, value in record.items() if name not in moved}
+    return rest | {ours: record[theirs] for ours, theirs in mapping.items() if theirs in record}
+
+
+def ignored_keys(record: Mapping[str, Any], row_format: RowFormat) -> set[str]:
+    """Return the keys of a record that its format does not use."""
+    used = COLUMNS[row_format]
+    if row_format == "chat":
+        used = used | COLUMNS["prompt-completion"]
+    return {name for name, value in record.items() if value is not None} - used
+
+
+def unknown_format(columns: Collection[str]) -> str:
+    needed = "; ".join(f"{', '.join(sorted(REQUIRED[name]))} ({name})" for name in REQUIRED)
+    return f"columns of no known format; keys found: {names_of(columns)}; known are: {needed}"
+
+
+def refuse_not_built(record: Mapping[str, Any]) -> None:
+    """Refuse a record with a column that would change what it means.
 
     Raises:
-        BadRow: No known format has these keys, a key that changes what the row means is not built,
-            or a value is of the wrong type.
+        BadRow: It has one.
     """
-    not_built = _NOT_BUILT & set(record)
-    if not_built:
-        raise BadRow(
-            "unsupported_key",
-            f"{_names(not_built)} beside the row is not available in this version; remove it",
-        )
-    if "messages" in record:
-        return ChatRow(_messages(record["messages"], "messages"))
-    if "prompt" in record or "completion" in record:
-        return _prompt_completion(record)
-    if "text" in record:
-        return TextRow(_text(record["text"], "text"))
-    raise BadRow(
-        "unknown_format",
-        f"no messages, no prompt and completion, and no text; keys found: {_names(record)}",
-    )
+    for key, remedy in _NOT_BUILT.items():
+        if record.get(key) is not None:
+            raise BadRow(
+                "unsupported_key",
+                f"{key} beside the row is not available in this version: {remedy}",
+            )
 
 
-def ignored_keys(record: Mapping[str, Any], row: Row) -> set[str]:
-    """Return the keys of a record that its format does not use."""
-    used = {
-        "chat": {"messages", "prompt", "completion"},
-        "prompt-completion": {"prompt", "completion"},
-        "text": {"text"},
-    }
-    return set(record) - used[format_of(row)]
+def _nearest(record: Mapping[str, Any]) -> RowFormat | None:
+    """Return a format that some needed column is of, so that what is missing can be named."""
+    return next((name for name, needed in REQUIRED.items() if needed & set(record)), None)
 
 
-def format_of(row: Row) -> RowFormat:
-    match row:
-        case ChatRow():
-            return "chat"
-        case PromptCompletionRow():
-            return "prompt-completion"
-        case TextRow():
-            return "text"
-
-
-def _messages(value: Any, name: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise BadRow("bad_messages", f"{name} must be a list of at least one message")
-    items = enumerate(cast(list[Any], value))
-    messages = tuple(_message(item, f"{name}[{index}]") for index, item in items)
-    if not any(message.role == "assistant" for message in messages):
-        raise BadRow(
-            "no_assistant_turn", f"{name} has no assistant turn, so there is nothing to learn from"
-        )
-    return messages
-
-
-def _message(value: Any, name: str) -> Message:
-    if not isinstance(value, dict):
-        raise BadRow("bad_messages", f"{name} must be an object with role and content")
-    message = cast(dict[str, Any], value)
-    role = message.get("role")
-    if role is None:
-        raise BadRow("no_role", f"{name} has no role; give one of: {', '.join(ROLES)}")
-    if role not in ROLES:
-        raise BadRow(
-            "unknown_role", f"{name}.role is {str(role)[:40]!r}; give one of: {', '.join(ROLES)}"
-        )
-    unsupported = set(message) - {"role", "content"}
-    if unsupported:
-        raise BadRow(
-            "unsupported_key",
-            f"{name} has {_names(unsupported)}, which is not available in this version",
-        )
-    return Message(role, _text(message.get("content"), f"{name}.content"))
+def _chat(record: Mapping[str, Any]) -> ChatRow:
+    if record.get("messages") is None and isinstance(record.get("prompt"), list):
+        row = _prompt_completion(record)
+        if isinstance(row, ChatRow):
+            return row
+    messages = chat.parse_messages(record.get("messages"), "messages")
+    return ChatRow(messages, chat.parse_tools(record.get("tools")))
 
 
 def _prompt_completion(record: Mapping[str, Any]) -> Row:
-    missing = [key for key in ("prompt", "completion") if key not in record]
-    if missing:
-        raise BadRow(
-            "missing_key",
-            f"{missing[0]} is missing beside {'prompt' if 'prompt' in record else 'completion'}",
-        )
+    given = [key for key in ("prompt", "completion") if record.get(key) is not None]
+    if len(given) < 2:
+        missing = "completion" if given == ["prompt"] else "prompt"
+        beside = f" beside {given[0]}" if given else ""
+        raise BadRow("missing_key", f"{missing} is missing{beside}")
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return ChatRow(_messages([*prompt, *completion], "prompt + completion"))
+        return ChatRow(
+            chat.parse_prompt_completion(cast(list[Any], prompt), cast(list[Any], completion)),
+            chat.parse_tools(record.get("tools")),
+        )
+    if record.get("tools") is not None:
+        raise BadRow("unsupported_key", "tools need a prompt and completion of messages")
     return PromptCompletionRow(
-        _text(prompt, "prompt", may_be_empty=True), _text(completion, "completion")
+        text_of(prompt, "prompt", may_be_empty=True), text_of(completion, "completion")
     )
-
-
-def _names(keys: Iterable[str]) -> str:
-    """Name keys of the user's in a message, which must be short and valid Unicode."""
-    text = ", ".join(sorted(keys)) or "none"
-    return text[:_SHOWN_CHARACTERS].encode("utf-8", "backslashreplace").decode()
-
-
-def _text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
-    if not isinstance(value, str):
-        kind = "missing" if value is None else f"a {type(value).__name__}"
-        raise BadRow("bad_type", f"{name} must be a string, it is {kind}")
-    if not value and not may_be_empty:
-        raise BadRow("empty", f"{name} is empty")
-    if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise BadRow("not_utf8", f"{name} holds half of a surrogate pair, which is no character")
-    return value

@@ -1,10 +1,9 @@
-"""Data sets: checked line by line while they are stored, never changed afterwards."""
+"""Data sets: checked row by row while they are stored, never changed afterwards."""
 
 import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -16,23 +15,27 @@ from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
 from app.db import keys as key_queries
 from app.db.engine import Database
-from app.domain import failpoints, ids, lines, rows
-from app.domain.datasets import DATA_FILE, REPORT_FILE, Dataset, DatasetReport
+from app.domain import failpoints, ids
+from app.domain.datasets import (
+    REPORT_FILE,
+    Dataset,
+    DatasetReport,
+    OnBadRows,
+    data_file_name,
+)
 from app.domain.errors import (
     IdempotencyConflict,
     InUse,
-    InvalidDataset,
     NotFound,
     TooLarge,
     Unavailable,
 )
 from app.domain.groups import shown
-from app.domain.rows import BadRow, RowFormat
+from app.services import inspection
 from app.settings import Settings
 
 _CHUNK_BYTES = 1 << 20
-_MAX_PROBLEMS = 10
-_MAX_IGNORED_KEYS = 50
+_UPLOADED = "upload"
 _SCOPE = "datasets"
 
 
@@ -44,22 +47,39 @@ def upload(
     *,
     name: str,
     filename: str,
+    on_bad_rows: OnBadRows = "refuse",
     idempotency_key: str | None = None,
 ) -> Dataset:
-    """Store a JSONL file after checking every line.
+    """Store a file of rows after checking every one.
 
     The file is complete on disk before its row exists, so a job never finds half of it.
 
+    Args:
+        on_bad_rows: `keep` stores a file that has rows which cannot be trained on; jobs drop them.
+
     Raises:
-        InvalidDataset: A line cannot be trained on; the message names the first ones.
-        TooLarge: The file is larger than the limit.
+        InvalidDataset: The file cannot be read, or a row cannot be trained on; the message names
+            the first ones.
+        TooLarge: The file is larger than the limit, or would be once decompressed.
         IdempotencyConflict: The key was used for another file.
         Unavailable: The file cannot be stored, because the disk is full for example.
     """
     dataset_id = ids.new("ds")
     final = settings.datasets_folder / dataset_id
-    report = _write_files(source, final, max_bytes=settings.max_upload_bytes)
-    insert = partial(_insert, db, project_id, dataset_id, name, filename, report, idempotency_key)
+    report = _write_files(
+        source,
+        final,
+        filename=filename,
+        on_bad_rows=on_bad_rows,
+        max_bytes=settings.max_upload_bytes,
+    )
+    # What makes an upload another one under the same idempotency key.
+    body = hashlib.sha256(
+        f"{report.sha256}\0{name}\0{filename}\0{on_bad_rows}".encode()
+    ).hexdigest()
+    insert = partial(
+        _insert, db, project_id, dataset_id, name, filename, report, idempotency_key, body
+    )
     try:
         try:
             dataset = insert()
@@ -74,13 +94,24 @@ def upload(
     return dataset
 
 
-def _write_files(source: BinaryIO, final: Path, *, max_bytes: int) -> DatasetReport:
+def _write_files(
+    source: BinaryIO, final: Path, *, filename: str, on_bad_rows: OnBadRows, max_bytes: int
+) -> DatasetReport:
     """Check a file and put it, with its report, where it belongs: whole or not at all."""
     temporary = final.with_name(f".tmp-{final.name}")
     try:
         temporary.mkdir(parents=True, mode=0o700)
-        size, sha256 = _store(source, temporary / DATA_FILE, max_bytes=max_bytes)
-        report = check(temporary / DATA_FILE, size=size, sha256=sha256)
+        uploaded = temporary / _UPLOADED
+        size, sha256 = _store(source, uploaded, max_bytes=max_bytes)
+        report = inspection.inspect(
+            uploaded,
+            filename=filename,
+            size=size,
+            sha256=sha256,
+            on_bad_rows=on_bad_rows,
+            max_bytes=max_bytes,
+        )
+        uploaded.rename(temporary / data_file_name(report.container, report.compression))
         _write_durably(temporary / REPORT_FILE, report.model_dump_json(indent=2).encode())
         temporary.rename(final)
         _sync_folder(final.parent)
@@ -94,53 +125,6 @@ def _write_files(source: BinaryIO, final: Path, *, max_bytes: int) -> DatasetRep
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return report
-
-
-def check(path: Path, *, size: int, sha256: str) -> DatasetReport:
-    """Read every line of a file and describe it.
-
-    Raises:
-        InvalidDataset: The file is empty, a line is unusable, or its rows are of several formats.
-    """
-    found = _Findings()
-    try:
-        with path.open("rb") as file:
-            for number, line in lines.numbered(file):
-                found.look_at(number, line)
-                if len(found.problems) > _MAX_PROBLEMS:
-                    break
-    except BadRow as bad:
-        found.problems.append(bad.message)
-    _refuse(found)
-    return DatasetReport(
-        bytes=size,
-        sha256=sha256,
-        num_rows=found.num_rows,
-        format=next(iter(found.formats)),
-        ignored_keys=sorted(found.ignored_keys)[:_MAX_IGNORED_KEYS],
-    )
-
-
-@dataclass
-class _Findings:
-    """What a look at every line found."""
-
-    num_rows: int = 0
-    formats: dict[RowFormat, int] = field(default_factory=dict[RowFormat, int])
-    problems: list[str] = field(default_factory=list[str])
-    ignored_keys: set[str] = field(default_factory=set[str])
-
-    def look_at(self, number: int, line: bytes) -> None:
-        self.num_rows += 1
-        try:
-            record = rows.decode(line)
-            row = rows.parse_record(record)
-        except BadRow as bad:
-            self.problems.append(f"line {number}: {bad.message}")
-            return
-        self.formats.setdefault(rows.format_of(row), number)
-        if len(self.ignored_keys) < _MAX_IGNORED_KEYS:
-            self.ignored_keys |= rows.ignored_keys(record, row)
 
 
 def get(db: Database, project_id: str, dataset_id: str) -> Dataset:
@@ -197,19 +181,6 @@ def _store(source: BinaryIO, target: Path, *, max_bytes: int) -> tuple[int, str]
     return size, digest.hexdigest()
 
 
-def _refuse(found: _Findings) -> None:
-    if found.problems:
-        more = "; and more" if len(found.problems) > _MAX_PROBLEMS else ""
-        raise InvalidDataset("; ".join(found.problems[:_MAX_PROBLEMS]) + more, param="file")
-    if found.num_rows == 0:
-        raise InvalidDataset("the file is empty; it needs at least one JSON line", param="file")
-    if len(found.formats) > 1:
-        each = ", ".join(f"{name} from line {line}" for name, line in found.formats.items())
-        raise InvalidDataset(
-            f"rows of several formats ({each}); upload one file each", param="file"
-        )
-
-
 def _insert(
     db: Database,
     project_id: str,
@@ -218,8 +189,8 @@ def _insert(
     filename: str,
     report: DatasetReport,
     idempotency_key: str | None,
+    body: str,
 ) -> Dataset:
-    body = hashlib.sha256(f"{report.sha256}\0{name}\0{filename}".encode()).hexdigest()
     with db.write() as session:
         if idempotency_key is not None:
             known = key_queries.recall(session, project_id, _SCOPE, idempotency_key)

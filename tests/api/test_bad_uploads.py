@@ -1,5 +1,6 @@
 """A file that cannot be trained on is refused by line, and nothing of it stays behind."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ def chat(*messages: dict[str, str]) -> bytes:
 
 
 FILES: dict[str, tuple[bytes, list[str]]] = {
-    "empty": (b"", ["the file is empty", "at least one JSON line"]),
+    "empty": (b"", ["the file is empty", "at least one row"]),
     "only blank lines": (b"\n\n  \n", ["the file is empty"]),
     "not UTF-8": (GOOD + b'{"text": "\xff"}\n', ["line 2", "not UTF-8", "save the file as UTF-8"]),
     "UTF-16": ('{"text": "a"}\n'.encode("utf-16"), ["line 1", "not UTF-8"]),
@@ -35,8 +36,18 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
         ["line 2", "no assistant turn"],
     ),
     "two formats": (GOOD + b'{"text": "a"}\n', ["several formats", "text from line 2"]),
-    "unknown keys": (b'{"question": "a"}\n', ["line 1", "keys found: question"]),
-    "deep": (b"[" * 100_000 + b"\n", ["line 1", "not valid JSON"]),
+    "keys of no format among others": (GOOD + b'{"question": "a"}\n', ["line 2", "keys found: q"]),
+    "preferences": (b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n', ["line 1", "chosen"]),
+    "images": (b'{"text": "a", "images": ["b.png"]}\n', ["line 1", "only text is trained on"]),
+    "deep": (GOOD + b"[" * 100_000 + b"\n", ["line 2", "not valid JSON"]),
+    "an array that does not end": (b'[{"text": "a"}, {"te', ["row 2", "ends before its array"]),
+    "a bad element": (b'[{"text": "a"}, {"text": 1}]', ["row 2", "text must be a string"]),
+    "two arrays": (b'[{"text": "a"}] []', ["something follows the array"]),
+    "a zip archive": (b"PK\x03\x04" + bytes(50), ["zip archive", "CSV"]),
+    "a cut gzip file": (gzip.compress(GOOD * 100)[:-9], ["cut off or damaged"]),
+    "a broken Parquet file": (b"PAR1" + bytes(50) + b"PAR1", ["row 1", "Parquet", "damaged"]),
+    "a shifted label": (b'{"input_ids": [1, 2], "labels": [2, 1]}', ["line 1", "do not shift"]),
+    "how to keep them": (GOOD + b"{\n", ["on_bad_rows=keep"]),
     "a key twice": (b'{"text": "a", "text": "b"}\n', ["line 1", "text is given twice"]),
     "half a character": (b'{"text": "\\ud800"}\n', ["line 1", "surrogate"]),
 }
@@ -81,7 +92,10 @@ def test_an_upload_over_the_cap_is_refused_announced_or_not(
     pieces = iter([body[at : at + 10_000] for at in range(0, len(body), 10_000)])
     chunked = client.post("/datasets", content=pieces, headers=headers)
 
+    bomb = upload(client, gzip.compress(GOOD * 200))
+
     assert "LORAD_MAX_UPLOAD_BYTES" in refusal(file, 413)["message"]
+    assert "once decompressed (LORAD_MAX_UPLOAD_BYTES)" in refusal(bomb, 413)["message"]
     for answer in (announced, chunked):
         assert "larger than" in refusal(answer, 413)["message"]
     assert client.get("/datasets").json()["data"] == []

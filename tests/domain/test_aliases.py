@@ -19,6 +19,10 @@ SAMPLES: dict[str, Any] = {
     "lora.target_modules": ["q_proj"],
     "lora.use_rslora": False,
     "lora.use_dora": False,
+    "lora.modules_to_save": None,
+    "quantization.load_in_4bit": False,
+    "quantization.bnb_4bit_quant_type": "nf4",
+    "quantization.bnb_4bit_use_double_quant": True,
     "dataset.max_length": 100,
     "dataset.chat_template": None,
     "dataset.val_size": None,
@@ -125,7 +129,7 @@ def test_an_alias_that_contradicts_its_key_is_an_error(alias: str, path: str, at
 def test_two_aliases_of_one_key_that_disagree_are_an_error():
     raw = {**minimal(""), "lora_rank": 8, "lora": {"rank": 4}}
 
-    with pytest.raises(ValidationError, match="rank is another name of lora.r"):
+    with pytest.raises(ValidationError, match=r"rank is another name of lora\.r"):
         JobSpec.model_validate(raw)
 
 
@@ -153,6 +157,32 @@ def test_a_list_of_targets_may_be_written_as_one_text(given: str, expected: Any)
     spec = JobSpec.model_validate({**minimal(""), "lora_target": given})
 
     assert spec.lora.target_modules == expected
+
+
+def test_modules_to_save_may_be_written_as_one_text():
+    spec = JobSpec.model_validate({**minimal(""), "additional_target": "norm, lm_head"})
+
+    assert spec.lora.modules_to_save == ["norm", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    "raw", [{"quantization_bit": 4}, {"quantization": {"quantization_bit": 4}}]
+)
+def test_4_quantization_bits_are_qlora(raw: dict[str, Any]):
+    spec = JobSpec.model_validate({**minimal(""), **raw})
+
+    assert (spec.adapter, spec.quantization.load_in_4bit) == ("qlora", True)
+
+
+def test_8_quantization_bits_are_an_error():
+    with pytest.raises(ValidationError, match="quantization_bit must be 4, got 8"):
+        JobSpec.model_validate({**minimal(""), "quantization_bit": 8})
+
+
+def test_no_quantization_bits_are_plain_lora():
+    spec = JobSpec.model_validate({**minimal(""), "quantization_bit": None})
+
+    assert spec.adapter == "lora"
 
 
 def test_aliases_are_echoed_under_our_names():

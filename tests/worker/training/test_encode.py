@@ -1,14 +1,17 @@
 """What becomes a target: the masks of all row formats."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from app.domain import rows
-from app.domain.errors import UnusableData
-from worker.training.encode import EncodedRow, encode, end_marks, render
+from app.domain.rows import BadRow
+from worker.training.encode import EncodedRow, encode
+from worker.training.render import render
 
 
 def encoded(
@@ -33,18 +36,6 @@ def targets(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def chat(*turns: tuple[str, str]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-@pytest.fixture
-def with_template(tokenizer: PreTrainedTokenizerBase):
-    original = tokenizer.chat_template
-
-    def change(template: str) -> PreTrainedTokenizerBase:
-        tokenizer.chat_template = template
-        return tokenizer
-
-    yield change
-    tokenizer.chat_template = original
 
 
 def test_the_answer_and_its_end_of_turn_are_trained_and_nothing_else(
@@ -133,38 +124,69 @@ def test_all_of_a_text_and_the_end_token_are_trained(tokenizer: PreTrainedTokeni
     assert targets(row, tokenizer) == ["Once upon a time.<|im_end|>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_line(
-    with_template: Any,
+def test_turns_of_weight_0_are_not_trained(tokenizer: PreTrainedTokenizerBase):
+    conversation = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    conversation["messages"][1]["weight"] = 0
+
+    row = encoded(conversation, tokenizer)
+    inputs_too = encoded(conversation, tokenizer, train_on_inputs=True)
+
+    assert targets(row, tokenizer) == ["d<|im_end|>"]
+    left_out = inputs_too.ids[~inputs_too.is_target]
+    assert tokenizer.decode(left_out) == "b<|im_end|>"
+
+
+def test_an_alpaca_row_is_a_chat_where_there_is_a_template_and_alpacas_prompt_elsewhere(
+    tokenizer: PreTrainedTokenizerBase,
 ):
-    # Like templates that drop the reasoning of all turns but the last one.
-    tokenizer = with_template(
-        "{% for m in messages %}{{ m.role if loop.last else '' }}:{{ m.content }}\n{% endfor %}"
+    row = rows.parse_record({"instruction": "Add.", "input": "2 3", "output": "5"})
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+
+    assert render(1, row, tokenizer).text.endswith(
+        "<|im_start|>user\nAdd.\n2 3<|im_end|>\n<|im_start|>assistant\n5<|im_end|>\n"
     )
-    row = rows.parse_record(chat(("user", "a"), ("assistant", "b"), ("user", "c")))
-
-    with pytest.raises(UnusableData, match=r"^line 12: .* changes the text"):
-        render(12, row, tokenizer)
-
-
-def test_a_template_that_refuses_a_conversation_is_quoted_with_the_line(with_template: Any):
-    tokenizer = with_template("{{ raise_exception('roles must alternate') }}")
-
-    with pytest.raises(UnusableData, match=r"^line 3: .*roles must alternate"):
-        render(3, rows.parse_record(chat(("user", "a"), ("assistant", "b"))), tokenizer)
+    assert render(1, row, plain).text.startswith("Below is an instruction that describes a task,")
+    assert targets(encode([render(1, row, plain)], plain, train_on_inputs=False)[0], plain) == [
+        "5<|im_end|>"
+    ]
 
 
-@pytest.mark.parametrize(
-    ("ending", "expected"), [("<|im_end|>\n", True), ("\n", False), ("", False)]
-)
-def test_a_turn_ends_where_a_special_token_ends_it(with_template: Any, ending: str, expected: bool):
-    tokenizer = with_template(
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ '" + ending + "' }}{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
+def test_tokens_are_trained_on_as_they_are(tokenizer: PreTrainedTokenizerBase):
+    row = encoded({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, tokenizer)
 
-    row = render(1, rows.parse_record(chat(("user", "a"), ("assistant", "b"))), tokenizer)
+    assert row.ids.tolist() == [5, 6, 7]
+    assert row.is_target.tolist() == [False, True, True]
 
-    assert row.ends_a_turn(end_marks(tokenizer)) is expected
+
+def test_a_token_id_that_the_tokenizer_does_not_have_is_a_bad_row(
+    tokenizer: PreTrainedTokenizerBase,
+):
+    row = rows.parse_record({"input_ids": [5, len(tokenizer)]})
+
+    with pytest.raises(BadRow, match=f"token id {len(tokenizer)}") as caught:
+        render(1, row, tokenizer)
+    assert caught.value.reason == "unknown_token_id"
+
+
+def test_a_chat_without_any_template_is_a_bad_row(tokenizer: PreTrainedTokenizerBase):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    row = rows.parse_record(chat(("user", "a"), ("assistant", "b")))
+
+    with pytest.raises(BadRow, match=r"dataset\.chat_template") as caught:
+        render(1, row, plain)
+    assert caught.value.reason == "no_chat_template"
+    assert render(1, row, plain, chat_template="{{ messages[1].content }}").text == "b"
+
+
+def test_pad_tokens_in_a_row_are_targets_like_any_other(tokenizer: PreTrainedTokenizerBase):
+    # SmolLM2 pads with its end-of-turn token, as many models do.
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+    row = encoded({"prompt": "a", "completion": f"{tokenizer.pad_token} b"}, tokenizer)
+
+    assert [row.ids[n] for n in np.flatnonzero(row.is_target)].count(tokenizer.pad_token_id) == 2
 
 
 def test_a_begin_token_precedes_plain_text_where_the_tokenizer_says_so(
