@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 5
     JOB_FAILED = 100
     JOB_CANCELLED = 103
+    NOT_IDENTICAL = 104
     TIMED_OUT = 124
     INTERRUPTED = 130
 

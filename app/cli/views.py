@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from app.cli.client import ModelEntry
     from app.domain.checkpoints import Checkpoint
     from app.domain.datasets import Dataset
+    from app.domain.evaluations import Evaluation
     from app.domain.jobs import Job
     from app.domain.metrics import StepMetrics
+    from app.domain.receipts import LineProblem, Receipt
+    from app.domain.replays import ReplayedStep
 
 
 def _steps(job: "Job") -> str:
@@ -24,6 +27,25 @@ def _reason(job: "Job") -> str | None:
 def _status(checkpoint: "Checkpoint") -> str:
     marks = [name for name in ("superseded", "pinned") if getattr(checkpoint, name)]
     return ", ".join([checkpoint.status, *marks])
+
+
+def _exact(value: float | None) -> str | None:
+    """Write every digit: steps done again are compared to the last bit."""
+    return None if value is None else repr(value)
+
+
+def _best(job: "Job") -> str | None:
+    return None if job.best_step is None else f"{job.best_eval_loss:.4g} at step {job.best_step}"
+
+
+def _replayed(job: "Job") -> str | None:
+    if not job.replayed_steps:
+        return None
+    return f"{job.replayed_steps} steps, {job.replay_mismatches} different"
+
+
+def _counted(reasons: dict[str, int]) -> str | None:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or None
 
 
 JOB: "View[Job]" = View(
@@ -40,6 +62,9 @@ JOB: "View[Job]" = View(
     details=[
         Column("REASON", _reason),
         Column("EPOCH", lambda job: job.epoch),
+        Column("EVAL_LOSS", lambda job: job.eval_loss),
+        Column("BEST", _best),
+        Column("REPLAYED", _replayed),
         Column("ATTEMPT", lambda job: job.attempt),
         Column("WORKER", lambda job: job.worker),
         Column("DATASET", lambda job: job.spec.dataset.id),
@@ -63,11 +88,38 @@ METRICS: "View[StepMetrics]" = View(
     ],
 )
 
+EVALUATION: "View[Evaluation]" = View(
+    identity=lambda row: row.step,
+    columns=[
+        Column("STEP", lambda row: row.step),
+        Column("EPOCH", lambda row: row.epoch),
+        Column("EVAL_LOSS", lambda row: row.eval_loss),
+        Column("ACCURACY", lambda row: f"{row.token_accuracy:.1%}"),
+        Column("BEST", lambda row: "yes" if row.is_best else None),
+        Column("SINCE_BEST", lambda row: row.num_since_best),
+        Column("TOKENS", lambda row: row.num_target_tokens),
+        Column("SECONDS", lambda row: row.seconds),
+    ],
+)
+
+REPLAYED_STEP: "View[ReplayedStep]" = View(
+    identity=lambda row: row.step,
+    columns=[
+        Column("STEP", lambda row: row.step),
+        Column("LOSS", lambda row: _exact(row.recorded_loss)),
+        Column("AGAIN", lambda row: _exact(row.replayed_loss)),
+        Column("GRAD_NORM", lambda row: _exact(row.recorded_grad_norm)),
+        Column("AGAIN", lambda row: _exact(row.replayed_grad_norm)),
+        Column("SAME", lambda row: {True: "yes", False: "NO", None: None}[row.identical]),
+    ],
+)
+
 CHECKPOINT: "View[Checkpoint]" = View(
     identity=lambda row: row.id,
     columns=[
         Column("STEP", lambda row: row.step),
         Column("LOSS", lambda row: row.loss),
+        Column("EVAL_LOSS", lambda row: row.eval_loss),
         Column("STATUS", _status),
         Column("SIZE", lambda row: size(row.bytes)),
         Column("ATTEMPT", lambda row: row.attempt),
@@ -88,8 +140,44 @@ DATASET: "View[Dataset]" = View(
     ],
     details=[
         Column("FILENAME", lambda row: row.filename),
+        Column("CONTAINER", lambda row: ".".join(filter(None, (row.container, row.compression)))),
+        Column("COLUMNS", lambda row: ", ".join(row.columns) or None),
+        Column("BAD_ROWS", lambda row: row.num_bad_rows or None),
         Column("IGNORED_KEYS", lambda row: ", ".join(row.ignored_keys) or None),
         Column("SHA256", lambda row: row.sha256),
+    ],
+)
+
+RECEIPT: "View[Receipt]" = View(
+    identity=lambda row: row.num_lines,
+    columns=[
+        Column("LINES", lambda row: row.num_lines),
+        Column("KEPT", lambda row: row.num_kept),
+        Column("TRUNCATED", lambda row: row.num_truncated),
+        Column("DROPPED", lambda row: row.num_dropped),
+    ],
+    details=[
+        Column("REASONS", lambda row: _counted(row.dropped_reasons)),
+        Column("TRAINED", lambda row: row.num_train_rows),
+        Column("HELD_OUT", lambda row: row.num_eval_rows),
+        Column("UNITS", lambda row: row.num_units),
+        Column("TOKENS", lambda row: row.num_tokens),
+        Column("TARGETS", lambda row: row.num_target_tokens),
+        Column("TOKENS_CUT", lambda row: row.num_tokens_cut),
+        Column("LONGEST", lambda row: row.longest_tokens),
+        Column("TURNS_WITHOUT_END", lambda row: row.num_turns_without_end),
+    ],
+)
+
+LINE_PROBLEM: "View[LineProblem]" = View(
+    identity=lambda row: row.line,
+    columns=[
+        Column("LINE", lambda row: row.line),
+        Column("FATE", lambda row: row.fate),
+        Column("REASON", lambda row: row.reason),
+        Column("TOKENS", lambda row: row.num_tokens),
+        Column("CUT", lambda row: row.num_tokens_cut or None),
+        Column("DETAIL", lambda row: row.detail),
     ],
 )
 

@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from app.cli import live, output
 from app.cli.client import Client
 from app.domain.errors import LoradError
+from app.domain.evaluations import Evaluation
 from app.domain.events import (
     TRAINER_EVENT,
     CheckpointEvent,
+    EvaluationEvent,
     NoticeEvent,
     ReadyEvent,
     StepEvent,
@@ -197,6 +199,8 @@ class _Board:
                 self._screen.note(_describe_ready(event))
             case CheckpointEvent():
                 self._screen.note(f"checkpoint {event.step} saved ({output.size(event.bytes)})")
+            case EvaluationEvent():
+                self._screen.note(_describe_evaluation(event.evaluation))
             case NoticeEvent():
                 self._screen.note(f"{event.code}: {event.message}")
             case _:
@@ -220,6 +224,14 @@ def _describe_ready(event: ReadyEvent) -> str:
     return (
         f"training {place} on {event.device} ({event.dtype}): {event.num_trained_rows} rows, "
         f"{event.num_trainable_parameters:,} trainable parameters"
+    )
+
+
+def _describe_evaluation(found: Evaluation) -> str:
+    place = "the best so far" if found.is_best else f"{found.num_since_best} since the best"
+    return (
+        f"evaluation at step {found.step}: loss {_number(found.eval_loss, 4)}, "
+        f"{found.token_accuracy:.1%} of the tokens right ({place})"
     )
 
 

@@ -62,6 +62,25 @@ def latest(session: Session, job_id: str, *, up_to_step: int | None = None) -> C
     return _one(session, job_id, *conditions)
 
 
+def best(session: Session, job_id: str) -> Checkpoint | None:
+    """Return the checkpoint of the lowest evaluation loss on the current branch, if there is one.
+
+    Of equal ones it is the first, as in the trainer: a best evaluation is below all before it.
+    """
+    row = session.scalar(
+        select(CheckpointRow)
+        .where(
+            CheckpointRow.job_id == job_id,
+            CheckpointRow.status == "committed",
+            CheckpointRow.superseded.is_(False),
+            CheckpointRow.eval_loss.is_not(None),
+        )
+        .order_by(CheckpointRow.eval_loss, CheckpointRow.step)
+        .limit(1)
+    )
+    return None if row is None else to_checkpoint(row)
+
+
 def supersede(session: Session, job_id: str, *, after_step: int, before_fence: int) -> int:
     """Mark the checkpoints of older attempts past a step as left behind; returns how many."""
     return _update(
@@ -103,7 +122,11 @@ def remove(session: Session, checkpoint_id: str) -> None:
 
 
 def beyond_limit(session: Session, job_id: str, limit: int) -> Sequence[Checkpoint]:
-    """Return what retention may delete: all but the newest `limit`; pinned ones do not count."""
+    """Return what retention may delete: all but `limit` checkpoints, pinned ones not counted.
+
+    Kept are the best, the newest, and then the next newest. One that the job is to continue from
+    is kept in any case.
+    """
     query = (
         select(CheckpointRow)
         .where(
@@ -113,9 +136,13 @@ def beyond_limit(session: Session, job_id: str, limit: int) -> Sequence[Checkpoi
             CheckpointRow.pinned.is_(False),
         )
         .order_by(CheckpointRow.step.desc())
-        .offset(limit)
     )
-    return [to_checkpoint(row) for row in session.scalars(query)]
+    wanted_id = session.scalar(select(JobRow.resume_checkpoint_id).where(JobRow.id == job_id))
+    found = [to_checkpoint(row) for row in session.scalars(query)]
+    the_best = best(session, job_id)
+    best_id = None if the_best is None else the_best.id
+    num_kept = limit - 1 if any(each.id == best_id for each in found[limit:]) else limit
+    return [each for each in found[num_kept:] if each.id not in (best_id, wanted_id)]
 
 
 def half_deleted(session: Session) -> Sequence[Checkpoint]:

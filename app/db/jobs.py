@@ -20,7 +20,6 @@ from app.domain.jobs import (
     JobState,
     check_transition,
 )
-from app.domain.metrics import StepMetrics
 from app.domain.spec import JobSpec
 from app.domain.workers import Capability
 
@@ -223,16 +222,12 @@ def ask(session: Session, job_id: str, desired: Desired, *, states: Sequence[Job
     return _changed(session, statement) == 1
 
 
-def set_progress(session: Session, job_id: str, *, step: int, metrics: StepMetrics | None) -> None:
+def set_progress(session: Session, job_id: str, values: Mapping[str, Any]) -> None:
     """Say how far a job is on its current branch."""
     session.execute(
         update(JobRow)
         .where(JobRow.id == job_id)
-        .values(
-            step=step,
-            epoch=None if metrics is None else metrics.epoch,
-            loss=None if metrics is None else metrics.loss,
-        )
+        .values(**values)
         .execution_options(synchronize_session=False)
     )
 

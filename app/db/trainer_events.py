@@ -8,7 +8,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db.tables import AttemptRow, TrainerEventRow
-from app.domain.events import TRAINER_EVENT, StepEvent, TrainerEvent
+from app.domain.evaluations import Evaluation
+from app.domain.events import TRAINER_EVENT, EvaluationEvent, StepEvent, TrainerEvent
 from app.domain.metrics import StepMetrics
 
 _INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -103,7 +104,7 @@ def newest(session: Session, job_id: str, kind: str) -> TrainerEvent | None:
 
 
 def of_kind(
-    session: Session, job_id: str, kind: str, *, after_step: int, limit: int
+    session: Session, job_id: str, kind: str, *, after_step: int, limit: int | None
 ) -> Sequence[TrainerEvent]:
     """Return events of a kind on the current branch in the order of their steps."""
     query = (
@@ -180,6 +181,12 @@ def last_metrics(session: Session, job_id: str) -> StepMetrics | None:
         .limit(1)
     )
     return None if row is None else _metrics(row)
+
+
+def evaluations(session: Session, job_id: str) -> Sequence[Evaluation]:
+    """Return all evaluations of the current branch in the order of their steps."""
+    found = of_kind(session, job_id, "evaluation", after_step=0, limit=None)
+    return [event.evaluation for event in found if isinstance(event, EvaluationEvent)]
 
 
 def _metrics(row: TrainerEventRow) -> StepMetrics:

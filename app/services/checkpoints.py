@@ -20,6 +20,7 @@ from app.domain import checkpoints, failpoints, ids
 from app.domain.checkpoints import ADAPTER_FILES, MANIFEST_NAME, BadCheckpoint, Checkpoint
 from app.domain.errors import CheckpointUnusable, InUse, InvalidInput, NotFound
 from app.domain.runs import FINAL_FOLDER, attempt_folder, checkpoint_folder
+from app.domain.spec import JobSpec
 from app.services import jobs
 from app.settings import Settings
 
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _MAX_STEP_DIGITS = 9  # more than max_steps can have, and less than overflows the column
 LATEST = "latest"
+BEST = "best"
 FINAL = "final"
 
 
@@ -41,11 +43,11 @@ def get(db: Database, project_id: str, job_id: str, which: str) -> Checkpoint:
     """Return a checkpoint of a job.
 
     Args:
-        which: A step on the current branch, `latest`, or the id of a checkpoint.
+        which: A step on the current branch, `latest`, `best`, or the id of a checkpoint.
 
     Raises:
         NotFound: The job has no such checkpoint; one of another job is none of this job's.
-        InvalidInput: `which` is none of the three.
+        InvalidInput: `which` is none of the four.
     """
     with db.read() as session:
         jobs.require(session, project_id, job_id)
@@ -56,19 +58,16 @@ def find(session: Session, job_id: str, which: str) -> Checkpoint:
     """Do what `get` does, inside a transaction."""
     if which == LATEST:
         found = checkpoint_queries.latest(session, job_id)
+    elif which == BEST:
+        return _best(session, job_id)
     elif which.isascii() and which.isdigit() and len(which) <= _MAX_STEP_DIGITS:
         found = checkpoint_queries.at_step(session, job_id, int(which))
     elif ids.is_id(which, "ckpt"):
         found = checkpoint_queries.get(session, job_id, which)
-    elif which == "best":
-        raise NotFound(
-            f"job {job_id} has no best checkpoint: no evaluation was run (not available yet)",
-            param="checkpoint",
-            code="no_evaluation",
-        )
     else:
         raise InvalidInput(
-            f"{which[:60]!r} is no checkpoint; give a step, `latest`, or the id of a checkpoint",
+            f"{which[:60]!r} is no checkpoint; give a step, `latest`, `best`, or the id of a"
+            " checkpoint",
             param="checkpoint",
         )
     if found is None:
@@ -80,6 +79,33 @@ def find(session: Session, job_id: str, which: str) -> Checkpoint:
             param="checkpoint",
         )
     return found
+
+
+def _best(session: Session, job_id: str) -> Checkpoint:
+    """Return the checkpoint of the lowest evaluation loss on the current branch."""
+    found = checkpoint_queries.best(session, job_id)
+    if found is not None:
+        return found
+    row = job_queries.get(session, job_id)
+    assert row is not None  # whoever asks has looked it up in this transaction
+    if row.best_step is not None:
+        why = (
+            f"the one of its best evaluation (step {row.best_step}) is not committed yet, was"
+            " deleted, or is corrupt, and no other was evaluated"
+        )
+    elif not JobSpec.model_validate(row.spec).dataset.is_evaluated:
+        why = (
+            "it has no rows to evaluate on; submit one with dataset.val_size or dataset.eval_id,"
+            " and training.eval_steps to evaluate while it trains"
+        )
+    else:
+        why = (
+            "no evaluation on its current branch had a finite loss yet; look at"
+            f" GET /jobs/{job_id}/evaluations"
+        )
+    raise NotFound(
+        f"job {job_id} has no best checkpoint: {why}", param="checkpoint", code="no_evaluation"
+    )
 
 
 def folder_of(settings: Settings, checkpoint: Checkpoint) -> Path:

@@ -18,6 +18,7 @@ from app.domain.events import (
     StepEvent,
     TrainerEvent,
 )
+from app.services import replay
 from app.services.runs import Claimed, require_owner
 
 
@@ -42,6 +43,7 @@ def record(db: Database, run: Claimed, events: Sequence[TrainerEvent]) -> None:
         )
         for event in new:
             _record_one(session, run, event)
+        replay.compare(session, run, new)
         failpoints.hit("record.commit")
 
 
@@ -52,9 +54,12 @@ def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
         match event:
             case ReadyEvent():
                 values |= {"total_steps": event.total_steps, "step": event.step}
+                values["skipped_steps"] = event.num_skipped_steps
             case StepEvent():
                 measured = event.metrics
                 values |= {"step": event.step, "epoch": measured.epoch, "loss": measured.loss}
+            case NoticeEvent(code="nonfinite_skipped"):
+                values["skipped_steps"] = event.data["num_skipped"]
             case CheckpointEvent():
                 values["step"] = event.step
             case EvaluationEvent():

@@ -22,6 +22,7 @@ from app.services import checkpoints, jobs
 from app.services.jobs import Outside
 from app.settings import Settings
 
+EARLY_STOPPING = "early_stopping"
 CHANGEABLE = (
     "max_steps",
     "num_train_epochs",
@@ -40,11 +41,12 @@ class ResumeRequest(BaseModel):
     )
 
     checkpoint: int | str = checkpoints.LATEST
-    """A step on the current branch, `latest`, or the id of a checkpoint of this job."""
+    """A step on the current branch, `latest`, `best`, or the id of a checkpoint of this job."""
     from_scratch: bool = False
     """Start again at step 0; excludes `checkpoint`."""
     training: dict[str, Any] = {}
-    """New values for max_steps, num_train_epochs, learning_rate, save_steps or logging_steps."""
+    """New values for max_steps, num_train_epochs, learning_rate, save_steps, eval_steps or
+    logging_steps."""
 
 
 def resume(
@@ -100,12 +102,16 @@ def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
         )
     try:
         training = TrainingSpec.model_validate({**spec.training.model_dump(), **given})
+        changed = spec.model_copy(update={"training": training})
+        # Groups have to fit each other too: eval_steps without rows to evaluate on does nothing.
+        JobSpec.model_validate(changed.model_dump())
     except ValidationError as error:
         first = error.errors()[0]
         key = first.get("ctx", {}).get("key") or ".".join(map(str, first["loc"]))
         message = first["msg"] if "key" in first.get("ctx", {}) else f"{key}: {first['msg']}"
-        raise InvalidInput(message, param=f"training.{key}", code=_code(first["type"])) from error
-    return spec.model_copy(update={"training": training})
+        param = f"training.{key.removeprefix('training.')}"
+        raise InvalidInput(message, param=param, code=_code(first["type"])) from error
+    return changed
 
 
 def _canonical(changes: dict[str, Any]) -> dict[str, Any]:
@@ -193,8 +199,11 @@ def _require_work(row: JobRow, spec: JobSpec, start: Checkpoint | None) -> None:
         else epochs > before.num_train_epochs or before.max_steps is not None
     )
     if not longer:
+        done = f"{row.total_steps} steps"
+        if row.state_reason == EARLY_STOPPING:
+            done = f"{row.step} of {row.total_steps} steps (it stopped early)"
         raise StateConflict(
-            f"job {row.id} has succeeded with {row.total_steps} steps; to go on, resume it with a "
+            f"job {row.id} has succeeded with {done}; to go on, resume it with a "
             "larger training.max_steps or training.num_train_epochs",
             param="training.max_steps",
         )
@@ -298,8 +307,7 @@ def leave_behind(session: Session, job_id: str, *, after_step: int, before_fence
     num_checkpoints = checkpoint_queries.supersede(
         session, job_id, after_step=after_step, before_fence=before_fence
     )
-    last = event_queries.last_metrics(session, job_id)
-    job_queries.set_progress(session, job_id, step=after_step, metrics=last)
+    job_queries.set_progress(session, job_id, _progress(session, job_id, after_step))
     if rows or num_checkpoints:
         job_queries.add_event(
             session,
@@ -309,3 +317,19 @@ def leave_behind(session: Session, job_id: str, *, after_step: int, before_fence
             attempt=job_queries.attempt_of(session, job_id),
             data={"after_step": after_step, "checkpoints": num_checkpoints},
         )
+
+
+def _progress(session: Session, job_id: str, step: int) -> dict[str, Any]:
+    """Return what a job's row says of its progress, from what is on its current branch."""
+    last = event_queries.last_metrics(session, job_id)
+    evaluations = event_queries.evaluations(session, job_id)
+    finite = [each for each in evaluations if each.eval_loss is not None]
+    best = min(finite, key=lambda each: (each.eval_loss, each.step), default=None)
+    return {
+        "step": step,
+        "epoch": None if last is None else last.epoch,
+        "loss": None if last is None else last.loss,
+        "eval_loss": evaluations[-1].eval_loss if evaluations else None,
+        "best_eval_loss": None if best is None else best.eval_loss,
+        "best_step": None if best is None else best.step,
+    }

@@ -165,13 +165,16 @@ def succeed(db: Database, run: Claimed, finished: FinishedEvent) -> None:
         "final_attempt": run.attempt,
         "final_manifest_sha256": finished.manifest_sha256,
     }
-    message = f"trained {finished.step} steps"
+    reason, message = None, f"trained {finished.step} steps"
     with db.write() as session:
         row = job_queries.get(session, run.job_id, lock=True)
         if row is not None and row.desired == Desired.CANCEL:
             _end_as_wished(session, run, JobState.FINALIZING, Desired.CANCEL, message)
             return
-        _settle(session, run, JobState.FINALIZING, JobState.SUCCEEDED, None, message, values)
+        if row is not None and finished.step < (row.total_steps or 0):
+            reason = resume.EARLY_STOPPING
+            message = f"{message} of {row.total_steps}, stopped early: see the event early_stopping"
+        _settle(session, run, JobState.FINALIZING, JobState.SUCCEEDED, reason, message, values)
 
 
 def settle_stopped(db: Database, run: Claimed) -> JobState:

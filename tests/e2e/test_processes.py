@@ -111,12 +111,13 @@ def test_a_trainer_that_does_not_stop_is_ended_with_its_children(make_stack: Mak
     job_id = submitted(stack)
     stack.wait_for_step(job_id, 2)
     (trainer,) = stack.trainers()
-    (child,) = trainer.children()
+    children = trainer.children()  # the failpoint's, and the examiner
 
     stack.post(job_id, "cancel")
 
     stack.wait_for_state(job_id, "cancelled", seconds=20)
-    _, alive = psutil.wait_procs([trainer, child], timeout=3)
+    assert len(children) == 2
+    _, alive = psutil.wait_procs([trainer, *children], timeout=3)
     assert alive == []
 
 

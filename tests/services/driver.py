@@ -18,8 +18,10 @@ from app.db.engine import Database
 from app.db.keys import DEFAULT_PROJECT
 from app.domain import ids
 from app.domain.checkpoints import ADAPTER_FILES, MANIFEST_NAME, STATE_FILES, Manifest, ManifestFile
+from app.domain.evaluations import Evaluation
 from app.domain.events import (
     CheckpointEvent,
+    EvaluationEvent,
     FailedEvent,
     FinishedEvent,
     NoticeEvent,
@@ -174,13 +176,13 @@ class Driver:
     def record(self, run: Claimed, *events: TrainerEvent) -> None:
         recording.record(self.db, run, events)
 
-    def steps(self, run: Claimed, first: int, last: int) -> list[StepEvent]:
+    def steps(self, run: Claimed, first: int, last: int, **measured: Any) -> list[StepEvent]:
         """Record the metrics of some steps."""
-        events = [self.step(run, step) for step in range(first, last + 1)]
+        events = [self.step(run, step, **measured) for step in range(first, last + 1)]
         self.record(run, *events)
         return events
 
-    def checkpoint(self, run: Claimed, step: int) -> Path:
+    def checkpoint(self, run: Claimed, step: int, *, eval_loss: float | None = None) -> Path:
         """Write a checkpoint and record it."""
         folder = self.attempt(run) / checkpoint_folder_name(step)
         names = (*ADAPTER_FILES, *STATE_FILES)
@@ -191,10 +193,30 @@ class Driver:
             manifest_sha256=sha256,
             bytes=1000,
             loss=1.0,
+            eval_loss=eval_loss,
             save_seconds=0.1,
         )
         self.record(run, event)
         return folder
+
+    def evaluation(
+        self, run: Claimed, step: int, loss: float | None, *, is_best: bool, saves: bool = True
+    ) -> None:
+        """Record an evaluation, and the checkpoint of it unless it is not saved."""
+        evaluation = Evaluation(
+            step=step,
+            epoch=step / 10,
+            eval_loss=loss,
+            token_accuracy=0.5,
+            num_rows=3,
+            num_target_tokens=30,
+            is_best=is_best,
+            num_since_best=0 if is_best else 1,
+            seconds=0.1,
+        )
+        self.record(run, EvaluationEvent(**self._line(run), step=step, evaluation=evaluation))
+        if saves:
+            self.checkpoint(run, step, eval_loss=loss)
 
     def train(self, run: Claimed, first: int, last: int, *, save_every: int) -> None:
         """Record steps, with a checkpoint whenever one is due."""
@@ -312,7 +334,8 @@ class Driver:
     def failed(self, run: Claimed, *, step: int) -> FailedEvent:
         return FailedEvent(**self._line(run), step=step, code="by_hand", message="by hand")
 
-    def step(self, run: Claimed, step: int) -> StepEvent:
+    def step(self, run: Claimed, step: int, **measured: Any) -> StepEvent:
+        """Make the event of a step; its loss tells attempts apart unless it is given."""
         metrics = StepMetrics(
             step=step,
             epoch=step / 10,
@@ -327,6 +350,7 @@ class Driver:
             peak_memory_bytes=1000,
             batch_sha="0" * 16,
         )
+        metrics = metrics.model_copy(update=measured)
         return StepEvent(**self._line(run), step=step, metrics=metrics)
 
     def _line(self, run: Claimed) -> dict[str, Any]:

@@ -78,3 +78,13 @@ def test_what_would_make_it_another_run_is_refused_under_its_own_name(driver: Dr
     assert isinstance(error, Conflict)
     assert (error.code, error.param) == ("not_changeable", "training.per_device_train_batch_size")
     assert set(resume.CHANGEABLE) < set(TrainingSpec.model_fields)
+
+
+def test_evaluations_need_rows_to_evaluate_on(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    error = refusal(driver, job_id, eval_steps=5)
+
+    assert isinstance(error, InvalidInput)
+    assert error.param == "training.eval_steps"
+    assert "dataset.val_size or dataset.eval_id" in error.message

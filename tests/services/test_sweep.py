@@ -10,6 +10,7 @@ import pytest
 from app.db.keys import DEFAULT_PROJECT
 from app.domain import ids
 from app.domain.jobs import JobState
+from app.domain.runs import TOKENS_FOLDER, TOKENS_USED_FILE
 from app.services import checkpoints, datasets, sweep
 from app.services.reconcile import Reconciler
 from tests.services.driver import Driver
@@ -152,6 +153,21 @@ def test_tool_tasks_that_nobody_waits_for_go(driver: Driver):
 
     assert not old.exists()
     assert {path.name for path in tools.iterdir()} == {young.name, foreign.name}
+
+
+def test_cached_tokens_go_when_no_job_used_them_for_long(driver: Driver):
+    folder = driver.settings.cache_folder / TOKENS_FOLDER
+    used, unused = ((make(folder / name) / TOKENS_USED_FILE) for name in ("used", "unused"))
+    leftover = make(folder / ".tmp-build")
+    for path, days in ((used, 29), (unused, 31)):
+        path.write_text("{}")
+        then = time.time() - days * 86_400
+        os.utime(path, (then, then))
+
+    swept(driver)
+
+    assert {path.name for path in folder.iterdir()} == {"used"}
+    assert not leftover.exists()
 
 
 def test_a_link_is_not_followed(driver: Driver, tmp_path: Path):
