@@ -25,6 +25,12 @@ ALIASES: Mapping[str, str] = {
     "dora": "lora.use_dora",
     "peft_use_dora": "lora.use_dora",  # axolotl
     "peft_use_rslora": "lora.use_rslora",  # axolotl
+    "lora_modules_to_save": "lora.modules_to_save",  # axolotl, trl
+    "additional_target": "lora.modules_to_save",  # lf
+    "quantization_bit": "quantization.load_in_4bit",  # lf
+    "quantization_type": "quantization.bnb_4bit_quant_type",  # lf
+    "double_quantization": "quantization.bnb_4bit_use_double_quant",  # lf
+    "use_bnb_nested_quant": "quantization.bnb_4bit_use_double_quant",  # trl
     "cutoff_len": "dataset.max_length",  # lf
     "sequence_len": "dataset.max_length",  # axolotl
     "max_seq_length": "dataset.max_length",  # trl, Unsloth
@@ -64,8 +70,10 @@ def translate(name: str, value: object) -> object:
 
     Raises:
         AliasConflict: `warmup_ratio` is 1 or more, which our `warmup_steps` would read as a
-            number of steps.
+            number of steps; or `quantization_bit` is a number of bits other than 4.
     """
+    if name == "quantization_bit":
+        return _is_4_bit(value)
     if name == "warmup_ratio" and isinstance(value, int | float) and value >= 1:
         raise AliasConflict(
             name, f"warmup_ratio must be below 1, got {value}; give steps as training.warmup_steps"
@@ -73,6 +81,8 @@ def translate(name: str, value: object) -> object:
     if name == "lora_target" and value == "all":
         return ALL_LINEAR
     if name in ("lora_target", "target") and isinstance(value, str) and value not in PRESETS:
+        return [part.strip() for part in value.split(",")]
+    if name == "additional_target" and isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     if name == "lr_scheduler" and isinstance(value, str):
         return value.removesuffix("_scheduler")
@@ -83,3 +93,13 @@ def of_group(group: str) -> dict[str, str]:
     """Return alias -> key for one group of the spec; `""` is the top."""
     pairs = ((alias, path.rpartition(".")) for alias, path in ALIASES.items())
     return {alias: key for alias, (owner, _, key) in pairs if owner == group}
+
+
+def _is_4_bit(bits: object) -> object:
+    if isinstance(bits, bool) or not isinstance(bits, int | None):
+        return bits
+    if bits not in (4, None):
+        raise AliasConflict(
+            "quantization_bit", f"quantization_bit must be 4, got {bits}: qlora stores 4 bits"
+        )
+    return bits == 4

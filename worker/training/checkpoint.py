@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from app.domain import checkpoints
 from app.domain.checkpoints import BadCheckpoint, Manifest
 from app.domain.errors import ResumeMismatch
 from app.domain.runs import ResumePoint, RunFile
-from worker.training import state
+from worker.training import optim, saver, state
 from worker.training.adapters import Adapted
 from worker.training.commit import Committed, commit
 from worker.training.state import TrainingState
@@ -62,6 +63,39 @@ def save(
 ) -> Committed:
     """Write a checkpoint that `load` continues from exactly; its `tensors_sha256` is filled in."""
     tensors = state.live_tensors(adapted.parameters, optimizer, device)
+    own = _adapter_tensors(adapted)
+    return _write(folder, tensors, own, adapted, training_state, facts)
+
+
+def capture(
+    adapted: Adapted,
+    optimizer: torch.optim.Optimizer,
+    training_state: TrainingState,
+    *,
+    facts: Facts,
+    device: torch.device,
+) -> Callable[[Path], Committed]:
+    """Copy what a checkpoint holds; the result writes it as `save` does, whatever changes since."""
+    tensors = state.live_tensors(adapted.parameters, optimizer, device)
+    own = _adapter_tensors(adapted)
+    copies, own_copies = saver.copy_to_host(tensors), saver.copy_to_host(own)
+
+    def write(folder: Path) -> Committed:
+        copies.arrived()
+        own_copies.arrived()
+        return _write(folder, copies.tensors, own_copies.tensors, adapted, training_state, facts)
+
+    return write
+
+
+def _write(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    adapted: Adapted,
+    training_state: TrainingState,
+    facts: Facts,
+) -> Committed:
     complete = training_state.model_copy(update={"tensors_sha256": state.digest(tensors)})
     kept = {
         name: tensor.cpu().contiguous()
@@ -69,7 +103,7 @@ def save(
         if name not in adapted.parameters
     }
     contents = {
-        **_adapter_contents(adapted),
+        **_adapter_contents(adapted, own),
         _OPTIMIZER: to_bytes(kept),
         _STATE: complete.model_dump_json().encode() + b"\n",
     }
@@ -78,7 +112,8 @@ def save(
 
 def save_final(folder: Path, adapted: Adapted, *, step: int, facts: Facts) -> Committed:
     """Write the trained adapter alone."""
-    return commit(folder, _adapter_contents(adapted), facts.manifest(kind="final", step=step))
+    contents = _adapter_contents(adapted, _adapter_tensors(adapted))
+    return commit(folder, contents, facts.manifest(kind="final", step=step))
 
 
 def load(
@@ -125,15 +160,24 @@ def versions() -> dict[str, str]:
     }
 
 
-def _adapter_contents(adapted: Adapted) -> dict[str, bytes]:
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _adapter_tensors(adapted).items()}
+def _adapter_contents(adapted: Adapted, own: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    tensors = {name: t.detach().cpu().contiguous() for name, t in own.items()}
     return {_CONFIG: _config_json(adapted), _WEIGHTS: to_bytes(tensors, metadata={"format": "pt"})}
 
 
 def _adapter_tensors(adapted: Adapted) -> dict[str, torch.Tensor]:
-    """Return the live adapter under the keys that plain PEFT uses in its files."""
-    # Without the argument peft would look the base model up to see whether its vocabulary grew.
-    return get_peft_model_state_dict(adapted.model, save_embedding_layers=False)
+    """Return all that is trained, live, under the keys that plain PEFT uses in its files."""
+    trained = {name: parameter.detach() for name, parameter in adapted.parameters.items()}
+    # Without the last argument peft would look the base model up to see whether its vocabulary
+    # grew; without the first it would pack every quantized weight.
+    tensors = get_peft_model_state_dict(
+        adapted.model, state_dict=dict(trained), save_embedding_layers=False
+    )
+    # peft looks for the biases of adapted layers where they were before it wrapped these layers.
+    kept = {tensor.data_ptr() for tensor in tensors.values()}
+    biases = {name: t for name, t in trained.items() if t.data_ptr() not in kept}
+    assert all(name.endswith(".bias") for name in biases), sorted(biases)
+    return {**tensors, **biases}
 
 
 def _config_json(adapted: Adapted) -> bytes:
@@ -169,13 +213,19 @@ def _restore_optimizer(
     adapted: Adapted, optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]
 ) -> None:
     moments = {n: t for n, t in saved.items() if not n.startswith(state.RNG_PREFIX)}
-    expected = [f"{name}.{key}" for name in adapted.parameters for key in state.ADAM_STATE]
-    _require_names("optimizer", expected, moments)
+    blank: dict[str, Any] = {}
     for name, parameter in adapted.parameters.items():
-        restored = {key: moments[f"{name}.{key}"] for key in state.ADAM_STATE}
-        for key in state.ADAM_STATE[1:]:
-            _require_shape(f"{name}.{key}", parameter, restored[key])
-        optimizer.state[parameter] = {k: t.to(parameter.device) for k, t in restored.items()}
+        # A parameter that was never updated has no state, also when it goes on.
+        if any(key.rpartition(".")[0] == name for key in moments):
+            values = optim.blank_state(optimizer, parameter)
+            blank |= {optim.state_name(name, key): (values, key) for key in values}
+    _require_names("optimizer", blank, moments)
+    for name, (values, key) in blank.items():
+        if isinstance(values[key], torch.Tensor):
+            _require_shape(name, values[key], moments[name])
+            values[key].copy_(moments[name])
+        else:
+            values[key] = type(values[key])(moments[name].item())
 
 
 def _restore_generators(

@@ -35,8 +35,12 @@ def generate(request: GenerateRequest) -> GenerateResult:
 
 
 def _load(request: GenerateRequest, device: torch.device) -> PreTrainedModel | PeftModel:
-    dtype = model.resolve_dtype("auto", device=device.type)
-    base = model.load_plain(request.model_folder, dtype=dtype, device=device)
+    base = model.load_plain(
+        request.model_folder,
+        dtype=model.resolve_dtype(request.dtype, device=device.type),
+        device=device,
+        quantization=request.quantization,
+    )
     if request.adapter_folder is None:
         return base.eval()
     try:

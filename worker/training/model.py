@@ -1,9 +1,11 @@
 """The base model and its tokenizer, loaded from a folder without running code from it."""
 
 import gc
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,7 +18,8 @@ from transformers.utils import logging
 
 from app.domain import model_folder
 from app.domain.errors import InvalidModel
-from worker.training import attention
+from app.domain.options import QuantizationSpec
+from worker.training import attention, quantize
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Layers of these kinds carry state from token to token, so rows laid end to end would mix.
@@ -30,14 +33,26 @@ def resolve_dtype(name: str, *, device: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: QuantizationSpec | None = None,
+) -> PreTrainedModel:
     """Load a causal language model for training on rows laid end to end.
 
     Raises:
         InvalidModel: The folder is unsafe or incomplete, or the architecture cannot be trained.
     """
     attention.register()
-    model = load_plain(folder, dtype=dtype, device=device, attention_name=attention.NAME)
+    model = load_plain(
+        folder,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        attention_name=attention.NAME,
+    )
     _require_separable_rows(model)
     model.requires_grad_(requires_grad=False)
     model.train()
@@ -45,10 +60,40 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
 
 
 def load_plain(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, attention_name: str = "sdpa"
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: QuantizationSpec | None = None,
+    attention_name: str = "sdpa",
 ) -> PreTrainedModel:
-    """Load a causal language model with one of transformers' registered attentions."""
+    """Load a causal language model with one of transformers' registered attentions.
+
+    Args:
+        folder: A model folder.
+        dtype: Data type of what is not quantized.
+        device: Where to put it.
+        quantization: Quantizes the linear layers if it says `load_in_4bit`.
+        attention_name: Name of the attention.
+
+    Raises:
+        InvalidModel: The folder is unsafe or incomplete, or the model does not load.
+    """
     model_folder.inspect(folder)
+    _require_full_weights(folder)
+    if quantization is None or not quantization.load_in_4bit:
+        return _load(folder, dtype, device, attention_name)
+    quantize.load_bitsandbytes()
+    with quantize.reproducible(device):
+        configuration = quantize.configuration(quantization, dtype=dtype)
+        model = _load(folder, dtype, device, attention_name, quantization_config=configuration)
+    quantize.finish(model)
+    return model
+
+
+def _load(
+    folder: Path, dtype: torch.dtype, device: torch.device, attention_name: str, **options: Any
+) -> PreTrainedModel:
     logging.disable_progress_bar()
     with _no_garbage_collection():
         try:
@@ -58,12 +103,24 @@ def load_plain(
                 attn_implementation=attention_name,
                 use_safetensors=True,
                 local_files_only=True,
-                device_map=None if device.type == "cpu" else {"": device},
+                device_map=None if device.type == "cpu" and not options else {"": device},
+                **options,
             )
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise InvalidModel(f"model {folder.name} does not load: {error}") from error
+
+
+def _require_full_weights(folder: Path) -> None:
+    """Refuse weights that are stored quantized: adapters would fit that rounding only."""
+    stored = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
+    if stored:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else "unknown"
+        raise InvalidModel(
+            f"model {folder.name} is stored quantized (quant_method {method}); add the model with"
+            " its full weights, and let adapter = qlora quantize it"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -82,6 +139,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise InvalidModel(f"model {folder.name}: a fast tokenizer (tokenizer.json) is needed")
     return tokenizer
+
+
+def enable_checkpointing(base: PreTrainedModel) -> None:
+    """Let the backward pass compute activations again instead of keeping them."""
+    # transformers 5.2x renamed the method and warns about the old name.
+    enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    # It also makes the embeddings' output need a gradient, for the reentrant kind only.
+    base.disable_input_require_grads()
 
 
 def _require_separable_rows(model: PreTrainedModel) -> None:

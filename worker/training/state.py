@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import nn
 
 from app.domain.errors import ResumeMismatch
+from worker.training import optim
 
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 RNG_PREFIX = "rng."
 
 
@@ -53,6 +53,10 @@ class Progress(BaseModel):
     num_skipped: int = 0
     """Steps whose update was not applied because something was not finite."""
     skipped_in_a_row: int = 0
+    eval_step: int | None = None
+    """Step of the newest evaluation."""
+    eval_loss: float | None = None
+    """Its loss; None when it was not finite."""
     best_eval_loss: float | None = None
     best_step: int | None = None
     num_evaluations_since_best: int = 0
@@ -82,12 +86,9 @@ def live_tensors(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
-    """Return every tensor of the run's state by name: weights, Adam's moments, generators."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[name] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}.{key}"] = value
+    """Return every tensor of the run's state by name: weights, optimizer, generators."""
+    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+    tensors |= optim.state_tensors(optimizer, parameters)
     tensors[f"{RNG_PREFIX}torch"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors[f"{RNG_PREFIX}cuda"] = torch.cuda.get_rng_state(device)
