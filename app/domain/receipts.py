@@ -45,6 +45,8 @@ class Receipt(BaseModel):
     """Rows trained on: kept and truncated, less those held out."""
     num_eval_rows: int
     """Rows held out for evaluation by val_size."""
+    num_units: int
+    """What an epoch goes through: the rows trained on, or with packing the packs made of them."""
     num_tokens: int
     """Tokens of the rows trained on, once over."""
     num_target_tokens: int
@@ -57,3 +59,26 @@ class Receipt(BaseModel):
     """Assistant turns whose end-of-turn token is not among the targets."""
     problems: tuple[LineProblem, ...]
     """The first 100 lines that were cut or left out, in the order of the file."""
+
+
+class LineFate(BaseModel):
+    """What became of one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    line: int
+    """Line of the file, from 1; for JSON arrays, CSV and Parquet the number of the row."""
+    fate: Literal["kept", "truncated", "dropped"]
+    """`kept`: used whole; `truncated`: used without its end; `dropped`: not used."""
+    held_out: bool = False
+    """Whether it is evaluated on and not trained on."""
+    num_tokens: int | None = None
+    """Tokens that are used of it; of a dropped line the tokens it has, where it has any."""
+    num_target_tokens: int = 0
+    """Of those used, the ones that the loss is computed on."""
+    num_tokens_cut: int = 0
+    """Tokens that were cut off."""
+    reason: str | None = None
+    """Stable name of the reason why it was cut or dropped."""
+    detail: str | None = None
+    """What is wrong with the line and what to do."""

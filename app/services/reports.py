@@ -1,6 +1,7 @@
 """What trainers report beside metrics: receipt, evaluations, gradient flow, memory, certificate."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from app.db import trainer_events as event_queries
 from app.db.engine import Database
@@ -18,7 +19,9 @@ from app.domain.events import (
 from app.domain.gradient_flow import GradientFlow
 from app.domain.memory import MemoryReport
 from app.domain.receipts import Receipt
+from app.domain.runs import FATES_FILE, attempt_folder
 from app.services import jobs
+from app.settings import Settings
 
 
 def receipt(db: Database, project_id: str, job_id: str) -> Receipt:
@@ -31,6 +34,22 @@ def receipt(db: Database, project_id: str, job_id: str) -> Receipt:
     if not isinstance(event, ReceiptEvent):
         raise _not_yet(job_id, "receipt", "it is made when the job starts and reads its data")
     return event.receipt
+
+
+def fates_file(db: Database, settings: Settings, project_id: str, job_id: str) -> Path:
+    """Return the file with a `LineFate` per line of the job's data set.
+
+    Raises:
+        NotFound: No such job, or its data has not been read yet.
+    """
+    with db.read() as session:
+        newest = jobs.require(session, project_id, job_id).attempt
+    # The newest attempt may not have come so far; every attempt decides alike.
+    for attempt in range(newest, 0, -1):
+        path = attempt_folder(settings.home, job_id, attempt) / FATES_FILE
+        if path.is_file():
+            return path
+    raise _not_yet(job_id, "receipt", "it is made when the job starts and reads its data")
 
 
 def memory(db: Database, project_id: str, job_id: str) -> MemoryReport:

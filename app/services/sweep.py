@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from app.db import checkpoints as checkpoint_queries
@@ -11,7 +12,7 @@ from app.db import jobs as job_queries
 from app.db.engine import Database
 from app.domain import ids
 from app.domain.jobs import OWNED_STATES
-from app.domain.runs import job_folder
+from app.domain.runs import TOKENS_FOLDER, TOKENS_USED_FILE, job_folder
 from app.services import checkpoints
 from app.settings import Settings
 
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 _MIN_AGE_SECONDS = 3600.0
 _LEFTOVERS = (".tmp-", ".trash-")
 _IDS_IN_A_QUERY = 500
+_SECONDS_A_DAY = 86_400.0
 
 
 def sweep(db: Database, settings: Settings) -> None:
@@ -33,6 +35,7 @@ def sweep(db: Database, settings: Settings) -> None:
     sweep_jobs(db, settings)
     sweep_datasets(settings)
     sweep_tools(settings)
+    sweep_tokens(settings)
 
 
 def finish_deletions(db: Database, settings: Settings) -> None:
@@ -66,6 +69,28 @@ def sweep_tools(settings: Settings) -> None:
     """Remove the folders of tool tasks that whoever asked did not live to remove."""
     folder = settings.home / "tools"
     _remove_old(path for path in _folders(folder) if ids.is_id(path.name, "tool"))
+
+
+def sweep_tokens(settings: Settings) -> None:
+    """Remove cached tokens that no job used for long, and what dead builders left."""
+    parent = settings.cache_folder / TOKENS_FOLDER
+    _remove_old(_leftovers(parent))
+    for folder in _folders(parent):
+        if not folder.name.startswith(_LEFTOVERS) and _is_unused(folder, settings):
+            # Moved first: whoever looks for it meanwhile finds all of it, or nothing.
+            trash = folder.with_name(f".trash-{folder.name}")
+            with suppress(OSError):
+                folder.rename(trash)
+                shutil.rmtree(trash)
+                _log.info("removed the cached tokens %s, which nobody used", folder.name)
+
+
+def _is_unused(folder: Path, settings: Settings) -> bool:
+    try:
+        used = (folder / TOKENS_USED_FILE).stat().st_mtime
+    except OSError:
+        return False  # another process sweeps too
+    return time.time() - used > settings.token_cache_days * _SECONDS_A_DAY
 
 
 def _batches(parent: Path, prefix: str) -> Iterator[Sequence[str]]:

@@ -51,4 +51,7 @@ def lay_end_to_end(rows: Sequence[EncodedRow], *, device: torch.device) -> Batch
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
+    tensor = torch.from_numpy(values.astype(np.int64))
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # else the copy would wait for the device
+    return tensor.to(device, non_blocking=True)

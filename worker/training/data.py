@@ -1,167 +1,230 @@
-"""Reading the data set: every line is trained on, cut, or left out for a reason that is counted."""
+"""The data of a run: the rows to train on and to evaluate on, and the fate of every line."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from app.domain import checkpoints, lines, rows
 from app.domain.errors import UnusableData
 from app.domain.options import DatasetSpec
 from app.domain.receipts import Receipt
-from app.domain.rows import BadRow, RowFormat
-from app.domain.runs import RunFile
-from worker.training.encode import EncodedRow, RenderedRow, encode, end_marks, render
+from app.domain.runs import FATES_FILE, RunFile
+from worker.training import holdout, packing, token_cache
+from worker.training.encode import EncodedRow
+from worker.training.reading import TOO_LONG, Source
+from worker.training.receipt import receipt_of, write_fates
+from worker.training.token_cache import Found
+from worker.training.tokens import TokenRows, Tokens
 
-_ROWS_AT_ONCE = 512
-TOO_LONG = "too_long"
-NO_TARGETS = "no_targets"
-NO_TARGETS_LEFT = "no_targets_within_max_length"
+_NUM_SHOWN = 5
 
 
-@dataclass
+@dataclass(frozen=True)
+class Notice:
+    """Something about the data that the user should know and that is no failure."""
+
+    code: str
+    message: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class TrainingData:
-    """The rows to train on, and what happened to the others."""
+    """The rows of a run, read when they are asked for.
 
-    rows: list[EncodedRow] = field(default_factory=list)
-    eval_rows: list[EncodedRow] = field(default_factory=list)
-    units: Sequence[tuple[int, ...]] = ()
-    num_rows: int = 0
-    num_truncated: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    has_chat: bool = False
-    ends_turns: bool = False
+    Args:
+        rows: Rows to train on.
+        units: What the sampler orders: tuples of row numbers, one row each; with packing several.
+        receipt: What became of every line of the data set.
+        eval_rows: Rows to evaluate on; none of them is in `rows`.
+        eval_receipt: What became of every line of `dataset.eval_id`.
+        fault: Why a run on it would not be what the user asked for.
+    """
 
-    @property
-    def num_dropped(self) -> int:
-        return self.dropped.total()
-
-    @property
-    def receipt(self) -> Receipt:
-        return Receipt(
-            num_lines=self.num_rows,
-            num_kept=len(self.rows) - self.num_truncated,
-            num_truncated=self.num_truncated,
-            num_dropped=self.num_dropped,
-            dropped_reasons=dict(sorted(self.dropped.items())),
-            num_train_rows=len(self.rows),
-            num_eval_rows=len(self.eval_rows),
-            num_tokens=sum(len(row.ids) for row in self.rows),
-            num_target_tokens=sum(row.num_targets for row in self.rows),
-            num_tokens_cut=0,
-            longest_tokens=max((len(row.ids) for row in self.rows), default=0),
-            num_turns_without_end=0,
-            problems=(),
-        )
+    rows: Sequence[EncodedRow]
+    units: Sequence[tuple[int, ...]]
+    receipt: Receipt
+    eval_rows: Sequence[EncodedRow] = ()
+    eval_receipt: Receipt | None = None
+    notices: Sequence[Notice] = ()
+    fault: UnusableData | None = None
+    sha256: str = ""
 
     def fingerprint(self) -> str:
-        """Hash every token and mask: equal fingerprints train equally."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            digest.update(f"{row.line} {len(row.ids)} ".encode())
-            digest.update(row.ids.tobytes())
-            digest.update(row.is_target.tobytes())
-        return digest.hexdigest()
+        """Hash of all tokens, masks and units, to train on and to evaluate on."""
+        return self.sha256
+
+
+class Singles(Sequence[tuple[int, ...]]):
+    """A unit for each row, without a million tuples."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._rows = range(num_rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        found = self._rows[number]
+        return [(row,) for row in found] if isinstance(number, slice) else (found,)
 
 
 def load(run: RunFile, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
-    """Read, render, encode and cut the rows of a data set.
+    """Read the data of a run and write down the fate of every line beside its events.
+
+    What was found is returned even where it is not enough to train on; `require_usable` says so.
 
     Raises:
-        UnusableData: The file is not the one that was accepted, a row cannot be used, or too
-            little is left to train on.
+        UnusableData: A file as a whole cannot be used, or is not the one that was uploaded.
     """
-    path, sha256, row_format = run.dataset.path, run.dataset.sha256, run.dataset.format
-    assert row_format is not None
-    spec = run.spec.dataset
-    if checkpoints.hash_file(path) != sha256:
-        raise UnusableData("the data set's file is not the one that was uploaded (SHA-256 differs)")
-    if row_format == "chat" and not tokenizer.chat_template:
-        raise UnusableData(
-            "the model's tokenizer has no chat template, so chat rows cannot be rendered; use"
-            " prompt-completion or text rows, or an instruct model"
+    spec, tokenizer_sha256 = run.spec, token_cache.fingerprint_of(tokenizer)
+
+    def tokens_of(source: Source) -> Found:
+        return token_cache.tokens_of(
+            source, tokenizer, cache_folder=run.cache_folder, tokenizer_sha256=tokenizer_sha256
         )
-    data = TrainingData()
-    marks = end_marks(tokenizer)
-    rendered = _rendered(path, tokenizer, row_format)
-    while chunk := list(islice(rendered, _ROWS_AT_ONCE)):
-        data.has_chat |= any(row.is_chat for row in chunk)
-        data.ends_turns = data.ends_turns or any(row.ends_a_turn(marks) for row in chunk)
-        for row in encode(chunk, tokenizer, train_on_inputs=spec.train_on_inputs):
-            _admit(row, data, spec)
-    _require_enough(data, spec)
-    data.units = [(row,) for row in range(len(data.rows))]
-    return data
+
+    found = tokens_of(Source(run.dataset, spec.dataset))
+    tokens = found.tokens
+    val_size = spec.dataset.val_size
+    kept, held_out = holdout.split(tokens.rows.lines, val_size=val_size, seed=spec.seed)
+    write_fates(run.attempt_folder / FATES_FILE, tokens, held_out)
+    rows = tokens.rows.take(kept)
+    units = _units(rows, run)
+    data = TrainingData(
+        rows=rows,
+        units=units,
+        receipt=receipt_of(tokens, rows, num_held_out=len(held_out), num_units=len(units)),
+        eval_rows=tokens.rows.take(held_out),
+        notices=_notices(found),
+        fault=_fault(tokens, spec.dataset, "") or _nothing_left(rows, tokens, spec.dataset),
+        sha256=_hash(tokens.sha256, kept, held_out, units),
+    )
+    if run.eval_dataset is None:
+        return data
+    found = tokens_of(Source(run.eval_dataset, spec.dataset))
+    return _with_eval_set(data, found, spec.dataset)
 
 
-def _rendered(
-    path: Path, tokenizer: PreTrainedTokenizerBase, row_format: RowFormat
-) -> Iterator[RenderedRow]:
-    with path.open("rb") as file:
-        numbered = lines.numbered(file)
-        while True:
-            try:
-                number, line = next(numbered)
-            except StopIteration:
-                return
-            except BadRow as error:
-                raise UnusableData(error.message) from error
-            try:
-                row = rows.parse_line(line)
-            except BadRow as error:
-                raise UnusableData(f"line {number}: {error.message}") from error
-            if rows.format_of(row) != row_format:
-                raise UnusableData(
-                    f"line {number} is a {rows.format_of(row)} row among {row_format} rows"
-                )
-            yield render(number, row, tokenizer)
+def require_usable(data: TrainingData) -> None:
+    """Check that what is left of the data is what the user wants to train on.
+
+    Raises:
+        UnusableData: Too little is left; the message names counts, reasons and first lines.
+    """
+    if data.fault is not None:
+        raise data.fault
 
 
-def _admit(row: EncodedRow, data: TrainingData, spec: DatasetSpec) -> None:
-    data.num_rows += 1
-    length = len(row.ids)
-    if row.num_targets == 0:
-        data.dropped[NO_TARGETS] += 1
-        return
-    if length <= spec.max_length:
-        data.rows.append(row)
-        return
-    match spec.on_too_long:
-        case "fail":
-            raise UnusableData(
-                f"line {row.line} has {length} tokens, more than max_length {spec.max_length};"
-                " raise max_length, shorten the row, or set on_too_long to truncate or drop",
-                param="dataset.max_length",
+def _with_eval_set(data: TrainingData, found: Found, spec: DatasetSpec) -> TrainingData:
+    tokens = found.tokens
+    receipt = receipt_of(tokens, tokens.rows, num_held_out=0, num_units=len(tokens.rows))
+    return replace(
+        data,
+        eval_rows=tokens.rows,
+        eval_receipt=receipt,
+        notices=(*data.notices, _told(receipt), *_notices(found)),
+        fault=data.fault or _fault(tokens, spec, "evaluation "),
+        sha256=hashlib.sha256(f"{data.sha256} {tokens.sha256}".encode()).hexdigest(),
+    )
+
+
+def _units(rows: TokenRows, run: RunFile) -> Sequence[tuple[int, ...]]:
+    if not run.spec.training.packing:
+        return Singles(len(rows))
+    return packing.pack(rows.lengths, capacity=run.spec.dataset.max_length)
+
+
+def _hash(
+    tokens_sha256: str, kept: np.ndarray, held_out: np.ndarray, units: Sequence[tuple[int, ...]]
+) -> str:
+    digest = hashlib.sha256(tokens_sha256.encode())
+    for numbers in (kept, held_out):
+        digest.update(len(numbers).to_bytes(8, "little"))
+        digest.update(numbers.astype("<i8").tobytes())
+    if not isinstance(units, Singles):
+        for unit in units:
+            digest.update(f"{unit}".encode())
+    return digest.hexdigest()
+
+
+def _notices(found: Found) -> Sequence[Notice]:
+    tally, notices = found.tokens.tally, list[Notice]()
+    if found.was_damaged:
+        notices.append(
+            Notice(
+                "token_cache_rebuilt",
+                "the cached tokens of the data were damaged on disk; they were made anew",
+                {},
             )
-        case "drop":
-            data.dropped[TOO_LONG] += 1
-        case "truncate":
-            _truncate(row, data, spec.max_length)
-
-
-def _truncate(row: EncodedRow, data: TrainingData, max_length: int) -> None:
-    cut = EncodedRow(row.line, row.ids[:max_length].copy(), row.is_target[:max_length].copy())
-    if cut.num_targets == 0:
-        data.dropped[NO_TARGETS_LEFT] += 1
-        return
-    data.num_truncated += 1
-    data.rows.append(cut)
-
-
-def _require_enough(data: TrainingData, spec: DatasetSpec) -> None:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(data.dropped.items()))
-    if not data.rows:
-        raise UnusableData(
-            f"none of the {data.num_rows} rows has a token to train on ({reasons or 'no rows'})"
         )
-    fraction = data.num_dropped / data.num_rows
-    if fraction > spec.max_dropped_fraction:
-        raise UnusableData(
-            f"{data.num_dropped} of {data.num_rows} rows would be left out ({reasons}), more than"
-            f" max_dropped_fraction {spec.max_dropped_fraction} allows",
+    if tally.num_turns and tally.num_turns_without_end == tally.num_turns:
+        notices.append(
+            Notice(
+                "no_end_of_turn",
+                "no assistant turn ends in a special token under the model's chat template, so"
+                " the tuned model may not learn to stop",
+                {"num_turns": tally.num_turns},
+            )
+        )
+    return notices
+
+
+def _told(receipt: Receipt) -> Notice:
+    """Tell of the data set that is evaluated on; the job's receipt is that of the other one."""
+    return Notice(
+        "eval_data",
+        f"evaluation on {receipt.num_train_rows} of {receipt.num_lines} rows of dataset.eval_id:"
+        f" {receipt.num_truncated} cut to max_length, {receipt.num_dropped} left out",
+        {
+            **receipt.model_dump(mode="json", exclude={"problems", "num_eval_rows", "num_units"}),
+            "first_problems": [p.model_dump(mode="json") for p in receipt.problems[:_NUM_SHOWN]],
+        },
+    )
+
+
+def _fault(tokens: Tokens, spec: DatasetSpec, what: str) -> UnusableData | None:
+    num_lines, reasons = tokens.tally.num_lines, tokens.tally.dropped_reasons
+    num_dropped = num_lines - len(tokens.rows)
+    counted = ", ".join(f"{count} {name}" for name, count in reasons.items())
+    if spec.on_too_long == "fail" and TOO_LONG in reasons:
+        return UnusableData(
+            f"{reasons[TOO_LONG]} of {num_lines} {what}rows have more than max_length"
+            f" {spec.max_length} tokens; raise max_length, shorten them, or set on_too_long to"
+            f" truncate or drop{_first(tokens, TOO_LONG)}",
+            param="dataset.max_length",
+        )
+    if num_dropped == num_lines:
+        return UnusableData(
+            f"none of the {num_lines} {what}rows has a token to train on"
+            f" ({counted or 'no rows'}){_first(tokens)}"
+        )
+    if num_dropped / num_lines > spec.max_dropped_fraction:
+        return UnusableData(
+            f"{num_dropped} of {num_lines} {what}rows would be left out ({counted}), more than"
+            f" max_dropped_fraction {spec.max_dropped_fraction:g} allows{_first(tokens)}",
             param="dataset.max_dropped_fraction",
         )
+    return None
+
+
+def _nothing_left(rows: TokenRows, tokens: Tokens, spec: DatasetSpec) -> UnusableData | None:
+    if len(rows) or spec.val_size is None:
+        return None
+    return UnusableData(
+        f"val_size {spec.val_size:g} holds out all of the {len(tokens.rows)} usable rows, which"
+        " leaves none to train on; lower dataset.val_size, or add rows",
+        param="dataset.val_size",
+    )
+
+
+def _first(tokens: Tokens, reason: str | None = None) -> str:
+    """Name the first lines that were dropped, as many as a message can hold."""
+    dropped = (p for p in tokens.problems() if p.fate == "dropped" and reason in (None, p.reason))
+    shown = [f"line {p.line}: {p.detail.partition('; ')[0]}" for p in islice(dropped, _NUM_SHOWN)]
+    named = "; ".join(shown)
+    return f"; first: {named}" if named else ""

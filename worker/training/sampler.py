@@ -44,19 +44,21 @@ class Sampler:
         return epoch + index * self.units_per_step / self.num_units
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    """Sort the row numbers by a hash of (seed, epoch, row).
+def keys(seed: int, stream: int, numbers: np.ndarray) -> np.ndarray:
+    """Return a hash of (seed, stream, number) for each of `numbers`, to be sorted by.
 
     The shuffles of numpy and torch may change between releases; arithmetic does not.
 
     Source:
         SplitMix64: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
     """
-    start = int(_mix(np.array([(_mix_int(seed) + epoch) & _MASK], np.uint64))[0])
-    rows = np.arange(1, num_rows + 1, dtype=np.uint64)
-    keys = _mix(np.uint64(start) + rows * np.uint64(_GOLDEN_GAMMA))
-    order = np.argsort(keys, kind="stable")
+    start = int(_mix(np.array([(_mix_int(seed) + stream) & _MASK], np.uint64))[0])
+    return _mix(np.uint64(start) + numbers.astype(np.uint64) * np.uint64(_GOLDEN_GAMMA))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_units: int) -> np.ndarray:
+    order = np.argsort(keys(seed, epoch, np.arange(1, num_units + 1)), kind="stable")
     order.setflags(write=False)
     return order
 
