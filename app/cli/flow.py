@@ -1,0 +1,156 @@
+"""Commands about a job's health: gradient flow as a heatmap, and the certificate."""
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli import output
+from app.cli.exits import ExitCode
+from app.cli.jobs import JobId
+from app.cli.output import Column, Mode, Output, View
+
+if TYPE_CHECKING:
+    # Only names of types: what is behind them takes longer to load than help may take.
+    from rich.text import Text
+
+    from app.domain.certificates import Certificate, Check
+    from app.domain.gradient_flow import GradientFlow, MatrixFlow
+
+app = typer.Typer()
+
+# Colours of the 256-colour palette from faint to strong, for gradient norms 1e-8 to 10.
+_SHADES = (17, 18, 19, 25, 31, 37, 42, 76, 112, 148, 184, 214)
+_FAINTEST, _STRONGEST = -8.0, 1.0
+_MARKS = {
+    "dead": "DEAD",
+    "not_moving": "STUCK",
+    "nonfinite": "NAN",
+    "not_applicable": "-",
+}
+
+
+@app.command("gradient-flow")
+def gradient_flow(
+    job_id: JobId,
+    step: Annotated[
+        int | None,
+        typer.Option(min=1, help="A sampled step. Default: the newest.", show_default=False),
+    ] = None,
+    mode: Output = Mode.TABLE,
+) -> None:
+    """Show which adapter matrices get a gradient, layer by layer.
+
+    A number is the power of ten of a gradient norm: -2.3 is a norm of 0.005.
+    """
+    with _actions().connect() as client:
+        flow = client.gradient_flow(job_id, step=step)
+    if mode is Mode.TABLE:
+        _draw(flow)
+    else:
+        output.show_one(flow, _FLOW, mode)
+
+
+@app.command()
+def certificate(job_id: JobId, mode: Output = Mode.TABLE) -> None:
+    """Show what was measured of the final adapter. Exits with 100 if it failed."""
+    with _actions().connect() as client:
+        found = client.certificate(job_id)
+    if mode is Mode.TABLE:
+        output.show_list(found.checks, _CHECK, mode)
+        output.show_text("")
+    output.show_one(found, _CERTIFICATE, mode)
+    if found.status == "failed":
+        raise typer.Exit(ExitCode.JOB_FAILED)
+
+
+def _actions():
+    # Loaded by the command that runs, so that `lorad --help` stays quick.
+    from app.cli import actions
+
+    return actions
+
+
+def _draw(flow: "GradientFlow") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    modules = list(dict.fromkeys(each.module for each in flow.matrices))
+    layers = list(dict.fromkeys(each.layer for each in flow.matrices))
+    table = Table(title=f"step {flow.step}: log10 of the gradient norms", title_justify="left")
+    table.add_column("layer", justify="right")
+    for module in modules:
+        table.add_column(output.clean(module), no_wrap=True)
+    for layer in layers:
+        cells = [_cell(flow, layer, module) for module in modules]
+        table.add_row("-" if layer is None else str(layer), *cells)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for name in flow.frozen_with_gradient:
+        console.print(f"frozen, but has a gradient: {output.clean(name)}", markup=False)
+    unwell = [each for each in flow.matrices if each.state in ("dead", "not_moving", "nonfinite")]
+    for each in unwell:
+        layer = "" if each.layer is None else f"layer {each.layer} "
+        console.print(
+            output.clean(f"{_MARKS[each.state]}: {layer}{each.module} {each.matrix}"), markup=False
+        )
+    if flow.is_healthy:
+        console.print("healthy: every matrix that should have a gradient has one")
+
+
+def _cell(flow: "GradientFlow", layer: int | None, module: str) -> "Text":
+    from rich.text import Text
+
+    here = [each for each in flow.matrices if (each.layer, each.module) == (layer, module)]
+    blocks = [
+        Text(f" {output.clean(each.matrix)} {_value(each):>5} ", style=_style(each))
+        for each in here
+    ]
+    return Text(" ").join(blocks)
+
+
+def _value(matrix: "MatrixFlow") -> str:
+    if matrix.state in _MARKS:
+        return _MARKS[matrix.state]
+    return f"{_power(matrix):.1f}"
+
+
+def _style(matrix: "MatrixFlow") -> str:
+    match matrix.state:
+        case "healthy":
+            share = (_power(matrix) - _FAINTEST) / (_STRONGEST - _FAINTEST)
+            shade = _SHADES[round(min(max(share, 0.0), 1.0) * (len(_SHADES) - 1))]
+            return f"{'white' if shade < 40 else 'black'} on color({shade})"
+        case "not_applicable":
+            return "dim"
+        case _:
+            return "bold white on red"
+
+
+def _power(matrix: "MatrixFlow") -> float:
+    return math.log10(matrix.grad_norm) if matrix.grad_norm else -math.inf
+
+
+_FLOW: "View[GradientFlow]" = View(identity=lambda flow: flow.step, columns=[])
+
+_CHECK: "View[Check]" = View(
+    identity=lambda check: check.name,
+    columns=[
+        Column("CHECK", lambda check: check.name),
+        Column("RESULT", lambda check: "passed" if check.passed else "FAILED"),
+        Column("MEASURED", lambda check: check.detail),
+    ],
+)
+
+_CERTIFICATE: "View[Certificate]" = View(
+    identity=lambda found: found.adapter_sha256,
+    columns=[
+        Column("STATUS", lambda found: found.status),
+        Column("ROWS", lambda found: f"{found.num_rows} {found.rows}"),
+        Column("LOSS", lambda found: found.loss),
+        Column("RELOADED_LOSS", lambda found: found.reloaded_loss),
+        Column("BASE_LOSS", lambda found: found.base_loss),
+        Column("ADAPTER_SHA256", lambda found: found.adapter_sha256),
+        Column("SECONDS", lambda found: found.seconds),
+    ],
+)
