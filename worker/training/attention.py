@@ -1,8 +1,9 @@
 """Attention over sequences laid end to end: a token sees its own sequence, and no mask is built."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ except ImportError:  # torch before 2.10
 
 NAME = "lorad_segments"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+_Kernel = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Segments:
     def boundaries(self) -> torch.Tensor:
         """Cumulative lengths from 0, made once per micro-batch because every layer asks for it."""
         ends = torch.tensor((0, *self.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return ends.to(self.device)
+        if self.device.type == "cuda":
+            ends = ends.pin_memory()  # else the copy would wait for the device
+        return ends.to(self.device, non_blocking=True)
 
 
 def register() -> None:
@@ -73,19 +77,25 @@ def segment_attention(
     """
     _refuse_unsupported(module, extra)
     window = sliding_window if sliding_window and segments.longest > sliding_window else None
-    if _has_varlen_kernel(query_BHTD, dropout):
-        return _varlen(query_BHTD, key_BKTD, value_BKTD, segments, scaling, window), None
+    if varlen_attn is not None and _suits_varlen_kernel(query_BHTD, dropout):
+        heads = (query_BHTD, key_BKTD, value_BKTD)
+        return varlen_attention(*heads, segments, scaling, window, varlen_attn), None
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
+    if query_BHTD.device.type != "cpu":
+        # On the CPU the kernel reads a key head once per group; on CUDA not every kernel can.
+        key_BKTD, value_BKTD = _repeat_heads(key_BKTD, groups), _repeat_heads(value_BKTD, groups)
+        groups = 1
     parts = (_split(x, segments.lengths) for x in (query_BHTD, key_BKTD, value_BKTD))
     pieces = [
         F.scaled_dot_product_attention(
             query,
-            _repeat_heads(key, groups),
-            _repeat_heads(value, groups),
+            key,
+            value,
             attn_mask=None if window is None else _band(query.shape[2], window, query.device),
             dropout_p=dropout,
             is_causal=window is None,
             scale=scaling,
+            enable_gqa=groups > 1,
         ).transpose(1, 2)
         for query, key, value in zip(*parts, strict=True)
     ]
@@ -100,42 +110,65 @@ def _refuse_unsupported(module: nn.Module, extra: dict[str, Any]) -> None:
         raise TrainingError(f"{type(module).__name__} needs {asked[0]}, which is not available")
 
 
-def _has_varlen_kernel(query_BHTD: torch.Tensor, dropout: float) -> bool:
+def _suits_varlen_kernel(query_BHTD: torch.Tensor, dropout: float) -> bool:
     return (
-        varlen_attn is not None
-        and query_BHTD.is_cuda
+        query_BHTD.is_cuda
         and query_BHTD.dtype in (torch.bfloat16, torch.float16)
         and query_BHTD.shape[-1] <= 256
         and dropout == 0.0
     )
 
 
-def _varlen(
+def varlen_attention(
     query_BHTD: torch.Tensor,
     key_BKTD: torch.Tensor,
     value_BKTD: torch.Tensor,
     segments: Segments,
     scaling: float | None,
     window: int | None,
+    kernel: _Kernel,
 ) -> torch.Tensor:
-    assert varlen_attn is not None
+    """Attend within all segments by one call of torch's kernel for sequences laid end to end.
+
+    Args:
+        query_BHTD: Queries.
+        key_BKTD: Keys.
+        value_BKTD: Values.
+        segments: Where the sequences begin.
+        scaling: Factor of the scores; None is 1 / sqrt(D).
+        window: How many tokens a token sees, itself included; None is all before it.
+        kernel: `torch.nn.attention.varlen.varlen_attn`, or what stands in for it.
+
+    Shapes:
+        Returns: (B, T, H, D)
+    """
+    grouping: dict[str, bool] = {}
     num_groups = query_BHTD.shape[1] // key_BKTD.shape[1]
-    # Heads are repeated by hand: the kernel's own grouping came with torch 2.12.
-    key_BHTD = _repeat_heads(key_BKTD, num_groups)
-    value_BHTD = _repeat_heads(value_BKTD, num_groups)
-    out = varlen_attn(
+    if _can_group_heads(kernel):
+        grouping["enable_gqa"] = num_groups > 1
+    else:  # torch before 2.12
+        key_BKTD = _repeat_heads(key_BKTD, num_groups)
+        value_BKTD = _repeat_heads(value_BKTD, num_groups)
+    out = kernel(
         query_BHTD[0].transpose(0, 1),
-        key_BHTD[0].transpose(0, 1),
-        value_BHTD[0].transpose(0, 1),
+        key_BKTD[0].transpose(0, 1),
+        value_BKTD[0].transpose(0, 1),
         segments.boundaries,
         segments.boundaries,
         segments.longest,
         segments.longest,
         scale=scaling,
+        # The token itself is always seen: a window of one token reaches 0 tokens to the left.
         window_size=(-1 if window is None else window - 1, 0),
+        **grouping,
     )
     assert isinstance(out, torch.Tensor)
     return out.unsqueeze(0)
+
+
+@cache
+def _can_group_heads(kernel: _Kernel) -> bool:
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 def _split(x_BHTD: torch.Tensor, lengths: Sequence[int]) -> Sequence[torch.Tensor]:

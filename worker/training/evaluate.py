@@ -95,12 +95,12 @@ def _evaluate(session: Session) -> Evaluation:
 
 def _measure_in_memory(session: Session, rows: Sequence[EncodedRow]) -> tuple[float, int, int]:
     """Measure; where memory runs out, again with fewer rows at once. Training keeps its split."""
-    most_rows = session.micro_batch_size
+    most_rows, is_limited = session.micro_batch_size, session.memory.limit_bytes is not None
     while True:
         try:
             return _measure(session, rows, most_rows=most_rows)
         except (RuntimeError, MemoryError) as error:
-            if most_rows == 1 or not healing.is_out_of_memory(error):
+            if most_rows == 1 or not healing.is_out_of_memory(error, is_limited=is_limited):
                 raise
         # Outside of the handler: the error holds the frames that hold the tensors.
         most_rows //= 2

@@ -1,7 +1,7 @@
 """Cross-entropy at label positions only: the logits of prompt tokens are never computed."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,6 +30,15 @@ _LOGIT_SETTINGS = (
 )
 
 
+class Score(NamedTuple):
+    """What a model makes of the labels of a micro-batch; scalars on its device."""
+
+    loss_sum: torch.Tensor
+    """Summed cross-entropy in nats."""
+    num_correct: torch.Tensor
+    """Labels that are the model's most likely token."""
+
+
 def make_loss_sum(model: PreTrainedModel) -> LossSum:
     """Return a function that gives the summed cross-entropy, in nats, over a micro-batch's labels.
 
@@ -50,6 +59,30 @@ def make_loss_sum(model: PreTrainedModel) -> LossSum:
         return chunked_cross_entropy_sum(hidden_ND, head.weight, batch.labels_N)
 
     return loss_sum
+
+
+def make_scorer(model: PreTrainedModel) -> Callable[[Batch], Score]:
+    """Return a function that scores a micro-batch without gradients, by the loss's own chunks.
+
+    Args:
+        model: The base model with its adapters in place (not PEFT's wrapper).
+    """
+    head = plain_head(model)
+    decoder = model.get_decoder()
+
+    @torch.no_grad()
+    def score(batch: Batch) -> Score:
+        if head is None:
+            return _score(_label_logits(model, batch), batch.labels_N)
+        hidden_BTD = decoder(**_inputs(batch)).last_hidden_state
+        hidden_ND = hidden_BTD[0].index_select(0, batch.label_positions_N)
+        chunks = [
+            _score(times_transposed(hidden_CD, head.weight).float(), labels_C)
+            for hidden_CD, labels_C in _chunks(hidden_ND, batch.labels_N)
+        ]
+        return Score(*(torch.stack(parts).sum() for parts in zip(*chunks, strict=True)))
+
+    return score
 
 
 def plain_head(model: PreTrainedModel) -> nn.Linear | None:
@@ -90,9 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         needs_gradient = ctx.needs_input_grad[0]
         gradients: list[torch.Tensor] = []
-        for hidden_CD, labels_C in zip(
-            hidden_ND.split(_CHUNK_ROWS), labels_N.split(_CHUNK_ROWS), strict=True
-        ):
+        for hidden_CD, labels_C in _chunks(hidden_ND, labels_N):
             chunk_loss, gradient_CD = _chunk(hidden_CD, head_VD, labels_C, needs_gradient)
             loss += chunk_loss
             gradients.append(gradient_CD)
@@ -104,6 +135,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient_ND,) = ctx.saved_tensors
         return gradient_ND * grad_outputs[0].to(gradient_ND.dtype), None, None
+
+
+def _chunks(
+    hidden_ND: torch.Tensor, labels_N: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return zip(hidden_ND.split(_CHUNK_ROWS), labels_N.split(_CHUNK_ROWS), strict=True)
+
+
+def _score(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> Score:
+    highest_C, best_C = logits_CV.max(dim=-1)
+    label_logits_C = logits_CV.gather(1, labels_C[:, None])[:, 0]
+    # In place: a second copy of the logits would be the highest memory use of an evaluation.
+    sums_C = logits_CV.sub_(highest_C[:, None]).exp_().sum(dim=-1)
+    loss = (sums_C.log() + highest_C - label_logits_C).sum()
+    return Score(loss, (best_C == labels_C).sum())
 
 
 def _chunk(
@@ -124,8 +170,12 @@ def _chunk(
 
 
 def _loss_of_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    logits_NV = model(**_inputs(batch), logits_to_keep=batch.label_positions_N).logits[0]
-    return F.cross_entropy(logits_NV.float(), batch.labels_N, reduction="sum")
+    return F.cross_entropy(_label_logits(model, batch), batch.labels_N, reduction="sum")
+
+
+def _label_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    logits_BNV = model(**_inputs(batch), logits_to_keep=batch.label_positions_N).logits
+    return logits_BNV[0].float()
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

@@ -20,8 +20,24 @@ def speed_up(model: nn.Module) -> None:
     if not onednn_is_faster():
         return
     for module in model.modules():
-        if type(module) is nn.Linear and _is_suitable(module.weight):
+        if type(module) is nn.Linear and _is_frozen_float32(module):
             module.forward = MethodType(_frozen_forward, module)
+
+
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return `x @ weight.T + bias`; outside of autograd."""
+    if _is_onednn_for(x):
+        return _onednn(x, weight, bias)
+    return nn.functional.linear(x, weight, bias)
+
+
+def plus_product(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return `out + x @ weight.T`, and perhaps overwrite `out` with it; outside of autograd."""
+    if _is_onednn_for(x):
+        return torch.ops.mkldnn._linear_pointwise.binary(x, out, weight, None, "add")
+    return out.addmm_(x, weight.T)
 
 
 def times_transposed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -64,6 +80,15 @@ def _frozen_forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     product = _FrozenProduct.apply(x, layer.weight, layer.bias)
     assert isinstance(product, torch.Tensor)
     return product
+
+
+def _is_frozen_float32(layer: nn.Linear) -> bool:
+    # A trained bias needs a gradient, which the product here does not make.
+    return _is_suitable(layer.weight) and not any(p.requires_grad for p in layer.parameters())
+
+
+def _is_onednn_for(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and onednn_is_faster()
 
 
 def _is_suitable(weight: torch.Tensor) -> bool:
