@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs, queue
-from app.api import catalog, checkpoints, datasets, errors, jobs, reports, stream
+from app.api import catalog, checkpoints, datasets, errors, jobs, plans, previews, reports, stream
 from app.api.deps import Parts
 from app.api.guard import Guard
 from app.db.engine import Database
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.parts = parts
     errors.install(app)
     app.add_middleware(Guard, db=db, settings=settings)
-    for module in (jobs, reports, stream, checkpoints, datasets, catalog):
+    for module in (plans, jobs, reports, stream, checkpoints, datasets, previews, catalog):
         app.include_router(module.router)
     return app
 

@@ -59,12 +59,16 @@ class Settings(BaseSettings):
     """Time a running job tolerates an unreachable database in seconds."""
     tool_seconds: Seconds = 120.0
     """Deadline of a tool task, such as generating an answer, in seconds."""
+    verify_seconds: Seconds = 600.0
+    """Deadline of a verify-resume, which does training steps again, in seconds."""
     max_crashes: int = Field(default=3, ge=1)
     """Crashes without a new checkpoint after which a job fails."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """Largest request body in bytes, uploads excepted."""
     max_upload_bytes: int = Field(default=2_147_483_648, ge=1024)
     """Largest data set file in bytes."""
+    token_cache_days: float = Field(default=30.0, gt=0)
+    """Time after which cached tokens of a data set that no job used are removed, in days."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged."""
 

@@ -29,7 +29,7 @@ from app.domain.runs import (
     StopReason,
     checkpoint_folder_name,
 )
-from worker import trainer
+from worker import examiner, trainer
 
 ROOT = Path(__file__).parent.parent
 DATASET_ID = "ds-0199c2f4a1b3e07d5c2f9a81"
@@ -128,6 +128,7 @@ class Workplace:
         num_threads: int = 1,
         row_format: str = "chat",
         seed: int = 7,
+        device: str = "cpu",
         **groups: dict[str, Any],
     ) -> RunFile:
         """Write a data set, a new attempt folder and its run.json.
@@ -138,6 +139,7 @@ class Workplace:
             num_threads: CPU threads of the trainer.
             row_format: What the upload found the rows to be.
             seed: Seed of the run.
+            device: `cpu` or `cuda`.
             groups: `lora`, `training`, `dataset`... as in a JobSpec.
         """
         self.attempts += 1
@@ -164,7 +166,7 @@ class Workplace:
                 "dataset": _data_file(dataset_file, row_format),
                 "attempt_folder": attempt_folder,
                 "cache_folder": self.folder / "cache",
-                "device": "cpu",
+                "device": device,
                 "device_index": 0,
                 "lock_file": self.folder / "device.lock",
                 "num_threads": num_threads,
@@ -186,12 +188,13 @@ class Workplace:
         from worker.training.run import train
 
         run = self.run_file(**arguments)
-        with EventLog(run.attempt_folder / EVENTS_FILE) as log:
+        with examiner.forked() as outside, EventLog(run.attempt_folder / EVENTS_FILE) as log:
             train(
                 run,
                 log,
                 started=0.0,
                 stop_requested=lambda: reason if log.step >= step else None,
+                examiner=outside,
             )
         return Attempt.of(run, 0)
 

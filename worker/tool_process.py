@@ -12,6 +12,9 @@ from app.domain.tools import (
     RESULT_FILE,
     TOOL_REQUEST,
     GenerateRequest,
+    PlanRequest,
+    PreviewRequest,
+    ReplayRequest,
     ToolFailure,
     ToolRequest,
     ToolResult,
@@ -39,7 +42,7 @@ def _result(task_folder: Path) -> ToolResult:
     try:
         request = TOOL_REQUEST.validate_json((task_folder / REQUEST_FILE).read_bytes())
         preload()
-        return _do(request)
+        return _do(request, task_folder)
     except LoradError as error:
         return ToolFailure(
             code=error.code,
@@ -52,12 +55,24 @@ def _result(task_folder: Path) -> ToolResult:
         return ToolFailure(code="internal", message=f"{type(error).__name__}: {error}")
 
 
-def _do(request: ToolRequest) -> ToolResult:
+def _do(request: ToolRequest, task_folder: Path) -> ToolResult:
     match request:
         case GenerateRequest():
             from worker.training.generate import generate
 
             return generate(request)
+        case PlanRequest():
+            from worker.training.planning import plan
+
+            return plan(request, task_folder)
+        case PreviewRequest():
+            from worker.training.preview import preview
+
+            return preview(request)
+        case ReplayRequest():
+            from worker.training.replay import replay
+
+            return replay(request, task_folder)
 
 
 def _write(path: Path, result: ToolResult) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from app.domain.errors import LoradError, OutOfMemory, TrainingError
 from app.domain.runs import EVENTS_FILE, EXIT_BUSY, RUN_FILE, RunFile, StopCommand, StopReason
+from worker import examiner
+from worker.examiner import Examiner
 
 if TYPE_CHECKING:
     from worker.training.reporting import EventLog
@@ -25,6 +27,7 @@ _LOCK_POLL_SECONDS = 0.05
 _PRELOADED = (
     "worker.training.run",
     "worker.training.generate",
+    "worker.training.preview",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
@@ -54,15 +57,17 @@ def main(run_folder: Path, control_fd: int) -> int:
         `failed` event), 2 anything else, 75 another trainer holds the device.
     """
     started = time.monotonic()
-    control = Control(control_fd)
-    control.watch()
     preload()
     from worker.training.reporting import EventLog
 
     try:
-        run = RunFile.model_validate_json((run_folder / RUN_FILE).read_bytes())
-        with EventLog(run.attempt_folder / EVENTS_FILE) as log:
-            return _attempt(run, log, control, started)
+        # Before the first thread and the first tensor: both make a fork unsafe.
+        with examiner.forked() as outside:
+            control = Control(control_fd)
+            control.watch()
+            run = RunFile.model_validate_json((run_folder / RUN_FILE).read_bytes())
+            with EventLog(run.attempt_folder / EVENTS_FILE) as log:
+                return _attempt(run, log, control, started, outside)
     except Exception:  # noqa: BLE001 - the edge of the process: to its log, the supervisor retries
         traceback.print_exc()
         return 2
@@ -113,12 +118,20 @@ class Control:
         os._exit(2)
 
 
-def _attempt(run: RunFile, log: "EventLog", control: Control, started: float) -> int:
+def _attempt(
+    run: RunFile, log: "EventLog", control: Control, started: float, outside: Examiner
+) -> int:
     from worker.training.run import train
 
     try:
         with _exclusive(run.lock_file):
-            train(run, log, started=started, stop_requested=control.stop_requested)
+            train(
+                run,
+                log,
+                started=started,
+                stop_requested=control.stop_requested,
+                examiner=outside,
+            )
     except StillHeld as error:
         print(error, file=sys.stderr)  # noqa: T201 (standard error is the trainer's log)
         return EXIT_BUSY

@@ -78,7 +78,7 @@ JobId = Annotated[str, Path(description="Id of the job.", max_length=64)]
 Which = Annotated[
     str,
     Path(
-        description="A step on the current branch, `latest`, or the id of a checkpoint.",
+        description="A step on the current branch, `latest`, `best`, or the id of a checkpoint.",
         max_length=64,
     ),
 ]

@@ -23,10 +23,12 @@ from app.api.schemas import Deleted, Page, page_of, page_of_steps
 from app.api.strict import StrictRoute
 from app.domain.jobs import Job, JobEvent, JobState
 from app.domain.metrics import StepMetrics
+from app.domain.replays import Verification
 from app.domain.spec import JobSpec
-from app.services import generation, jobs, metrics, output, resume
+from app.services import generation, jobs, metrics, output, resume, verifying
 from app.services.generation import GenerateBody, Generation
 from app.services.resume import ResumeRequest
+from app.services.verifying import VerifyRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
@@ -84,6 +86,14 @@ def resume_job(
 ) -> Job:
     """Continue a stopped job from a checkpoint."""
     return resume.resume(db, reach, project, job_id, request or ResumeRequest())
+
+
+@router.post("/{job_id}/verify-resume", responses=answers(404, 409, 413))
+def verify_resume(
+    job_id: JobId, db: Db, reach: Reach, project: Project, request: VerifyRequest | None = None
+) -> Verification:
+    """Do recorded steps again from a checkpoint, beside the job, and compare to the last bit."""
+    return verifying.verify(db, reach, project, job_id, request or VerifyRequest())
 
 
 @router.post("/{job_id}/generate", responses=answers(404, 409, 413))

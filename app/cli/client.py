@@ -1,7 +1,8 @@
 """The client: one method per route of the API that the commands use."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +11,19 @@ import httpx2
 from pydantic import BaseModel, ConfigDict
 
 from app.cli.transport import DEFAULT_URL, LONG_TIMEOUT, Transport, path_of
+from app.domain.certificates import Certificate
 from app.domain.checkpoints import Checkpoint
-from app.domain.datasets import Dataset
+from app.domain.datasets import Dataset, OnBadRows
+from app.domain.errors import NotFound
+from app.domain.evaluations import Evaluation
+from app.domain.gradient_flow import GradientFlow
 from app.domain.jobs import Job
+from app.domain.memory import MemoryReport
 from app.domain.metrics import StepMetrics
+from app.domain.plans import Plan
+from app.domain.previews import Preview
+from app.domain.receipts import Receipt
+from app.domain.replays import Verification
 
 
 class ModelEntry(BaseModel):
@@ -118,6 +128,83 @@ class Client:
             after_step=after_step,
         )
 
+    def evaluations(
+        self, job_id: str, *, after_step: int = -1, limit: int | None = None
+    ) -> list[Evaluation]:
+        path = path_of("jobs", job_id, "evaluations")
+        return self._api.list_all(
+            path,
+            Evaluation,
+            limit=limit,
+            cursor="step",
+            page_size=1000,
+            after_step=after_step,
+        )
+
+    def verify_resume(self, job_id: str, *, checkpoint: int | str, steps: int) -> Verification:
+        """Let a worker do steps again from a checkpoint; the API answers when they are done."""
+        body = {"checkpoint": checkpoint, "steps": steps}
+        path = path_of("jobs", job_id, "verify-resume")
+        # The deadline is the API's setting, and it always answers.
+        timeout = httpx2.Timeout(None, connect=5.0)
+        return self._api.post(path, Verification, json=body, timeout=timeout)
+
+    def gradient_flow(self, job_id: str, *, step: int | None) -> GradientFlow:
+        """Return the table of one sampled step, or of the newest.
+
+        Raises:
+            NotFound: That step was not sampled; the message names those that were.
+        """
+        path = path_of("jobs", job_id, "gradient-flow")
+        tables = self._api.list_all(
+            path, GradientFlow, limit=None, cursor="step", page_size=20, after_step=0
+        )
+        for table in reversed(tables):
+            if step in (None, table.step):
+                return table
+        sampled = ", ".join(str(table.step) for table in tables) or "none yet"
+        raise NotFound(f"job {job_id} has no such gradient-flow table; sampled steps: {sampled}")
+
+    def plan(self, spec: dict[str, Any]) -> Plan:
+        """Let a worker say what a job would do and need."""
+        # The deadline is the API's setting, and it always answers.
+        timeout = httpx2.Timeout(None, connect=5.0)
+        return self._api.post("/jobs/plan", Plan, json=spec, timeout=timeout)
+
+    def memory(self, job_id: str) -> MemoryReport:
+        return self._api.get(path_of("jobs", job_id, "memory"), MemoryReport)
+
+    def certificate(self, job_id: str) -> Certificate:
+        return self._api.get(path_of("jobs", job_id, "certificate"), Certificate)
+
+    def receipt(self, job_id: str) -> Receipt:
+        return self._api.get(path_of("jobs", job_id, "receipt"), Receipt)
+
+    def receipt_lines(self, job_id: str) -> Generator[bytes]:
+        """Yield the fate of every line of the job's data set, as JSON lines, piece by piece."""
+        with self._api.stream(path_of("jobs", job_id, "receipt", "lines")) as response:
+            yield from response.iter_bytes()
+
+    def preview(
+        self,
+        dataset_id: str,
+        *,
+        base_model: str,
+        field_mapping: Mapping[str, str] | None = None,
+        options: Mapping[str, object],
+    ) -> Preview:
+        """Show rows of a data set as a model will see them; a worker makes the tokens."""
+        params = {
+            **options,
+            "base_model": base_model,
+            "field_mapping": json.dumps(field_mapping) if field_mapping else None,
+        }
+        given = {name: value for name, value in params.items() if value is not None}
+        path = path_of("datasets", dataset_id, "preview")
+        return self._api.parse(
+            Preview, self._api.send("GET", path, params=given, timeout=LONG_TIMEOUT)
+        )
+
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         return self._api.list_whole(path_of("jobs", job_id, "checkpoints"), Checkpoint)
 
@@ -157,7 +244,9 @@ class Client:
         path = path_of("jobs", job_id, "generate")
         return self._api.post(path, Generation, json=body, timeout=LONG_TIMEOUT)
 
-    def upload(self, file: Path, *, name: str | None = None) -> Dataset:
+    def upload(
+        self, file: Path, *, name: str | None = None, on_bad_rows: OnBadRows = "refuse"
+    ) -> Dataset:
         """Upload a data set; the file is read while it is sent."""
 
         def send(headers: Mapping[str, str]) -> httpx2.Response:
@@ -165,8 +254,8 @@ class Client:
                 return self._api.send(
                     "POST",
                     "/datasets",
-                    files={"file": (file.name, content, "application/jsonl")},
-                    data={"name": name or file.name},
+                    files={"file": (file.name, content, "application/octet-stream")},
+                    data={"name": name or file.name, "on_bad_rows": on_bad_rows},
                     headers=headers,
                     timeout=LONG_TIMEOUT,
                 )

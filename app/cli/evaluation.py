@@ -25,7 +25,7 @@ def _actions():
 @app.command()
 def evaluations(
     job_id: JobId,
-    after_step: Annotated[int, typer.Option(min=0, help="Only steps after this one.")] = 0,
+    after_step: Annotated[int, typer.Option(min=-1, help="Only steps after this one.")] = -1,
     limit: Annotated[int | None, typer.Option(min=1, help="Most evaluations to show.")] = None,
     mode: Output = Mode.TABLE,
 ) -> None:

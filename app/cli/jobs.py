@@ -123,7 +123,7 @@ def resume(
     job_id: JobId,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--from", "--checkpoint", help="Step or id. Default: the newest one."),
+        typer.Option("--from", "--checkpoint", help="Step, best or id. Default: the newest."),
     ] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start again at step 0.")
@@ -178,7 +178,7 @@ def generate(
     job_id: JobId,
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION...")],
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="latest, final, a step, or base for no adapter.")
+        str, typer.Option("--checkpoint", help="latest, best, final, a step, or base: no adapter.")
     ] = "latest",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 64,
     mode: Output = Mode.TABLE,
@@ -202,7 +202,7 @@ def generate(
 @app.command()
 def download(
     job_id: JobId,
-    checkpoint: Annotated[str, typer.Argument(help="A step, or final.")] = "final",
+    checkpoint: Annotated[str, typer.Argument(help="A step, best, or final.")] = "final",
     to: Annotated[Path | None, typer.Option(help="File to write.", show_default=False)] = None,
 ) -> None:
     """Download an adapter in PEFT's format as a zip file."""

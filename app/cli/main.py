@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
-from app.cli import datasets, exits, jobs, keys, migrate, models, output, serve, up, worker
+from app.cli import (
+    datasets,
+    evaluation,
+    exits,
+    flow,
+    jobs,
+    keys,
+    migrate,
+    models,
+    output,
+    plans,
+    previews,
+    reports,
+    serve,
+    up,
+    worker,
+)
 from app.cli.exits import ExitCode
 from app.domain.errors import LoradError
 
@@ -17,7 +33,14 @@ app = typer.Typer(
     help="Fine-tune language models with LoRA on your own machines.",
 )
 app.command(rich_help_panel="This machine")(up.up)
-for job_command in jobs.app.registered_commands:
+for job_command in (
+    *jobs.app.registered_commands,
+    *evaluation.app.registered_commands,
+    *flow.app.registered_commands,
+    *plans.app.registered_commands,
+    *reports.app.registered_commands,
+    *previews.app.registered_commands,
+):
     app.registered_commands.append(job_command)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")

@@ -115,6 +115,10 @@ class NoMatchingLayers(TrainingError):
     default_code = "no_matching_layers"
 
 
+class UntrainableModule(TrainingError):
+    default_code = "untrainable_module"
+
+
 class UnusableData(TrainingError):
     default_code = "unusable_data"
 

@@ -40,10 +40,16 @@ class ReadyEvent(_Event):
     """Rows cut to max_length."""
     num_dropped_rows: int
     """Rows left out."""
+    num_units: int | None = None
+    """What steps and epochs are counted in: rows trained on, or with packing the packs of them."""
     dropped_reasons: dict[str, int]
     """Reason -> rows left out for it."""
     num_parameters: int
     """Parameters of the base model."""
+    num_quantized_parameters: int = 0
+    """Parameters of the base model that are stored in 4 bits."""
+    quantized_bytes: int = 0
+    """Memory of those, quantization constants included, in bytes."""
     num_trainable_parameters: int
     """Parameters of the adapter."""
     target_modules: tuple[str, ...]
@@ -54,6 +60,8 @@ class ReadyEvent(_Event):
     """Data type of the base model."""
     startup_seconds: float
     """Time from the trainer's start to this event in seconds."""
+    num_skipped_steps: int = 0
+    """Steps up to this one whose update was not applied because something was not finite."""
 
 
 class StepEvent(_Event):

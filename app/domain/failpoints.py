@@ -5,7 +5,7 @@ The variable holds `name=action` pairs joined by `;`. An action is one of
 - `kill`: SIGKILL this process,
 - `stop`: SIGSTOP this process,
 - `sleep:SECONDS`,
-- `raise:ERRNO_NAME`, for example `raise:ENOSPC`,
+- `raise:ERRNO_NAME`, for example `raise:ENOSPC`; `raise:MEMORY` is a MemoryError,
 - `child:SECONDS`: start a child process that sleeps, as a library might,
 - `report:PATH`: write the loaded modules and the environment of this process to a file,
 
@@ -76,5 +76,7 @@ def _report(path: Path) -> None:
 
 
 def _raise(name: str, errno_name: str) -> NoReturn:
+    if errno_name == "MEMORY":
+        raise MemoryError(f"out of memory (failpoint {name})")
     number: int = getattr(errno, errno_name)
     raise OSError(number, f"{os.strerror(number)} (failpoint {name})")

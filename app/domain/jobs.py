@@ -121,7 +121,8 @@ class Job(BaseModel):
     state: JobState
     """queued, starting, running, stopping, finalizing, paused, succeeded, failed or cancelled."""
     state_reason: str | None
-    """Why it is in this state, where that is not obvious: pause, cancel, drain, crash, ..."""
+    """Why it is in this state, where that is not obvious: pause, cancel, drain, crash,
+    early_stopping, ..."""
     desired: Desired
     """What was asked of a running job: run, pause or cancel."""
     waiting_for: str | None = None

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 
 class PhasePeak(BaseModel):
@@ -29,5 +29,57 @@ class MemoryReport(BaseModel):
     """Peak that was expected before the first step, in bytes."""
     peak_bytes: int
     """Highest use of the whole attempt in bytes."""
+    is_by_phase: bool = True
+    """False where the system does not let a process reset its peak: each phase then shows the
+    highest use up to its end."""
     phases: tuple[PhasePeak, ...]
     """In the order they first happened."""
+
+
+class MemoryPart(BaseModel):
+    """Memory for one purpose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """weights, adapter, gradients, optimizer, activations, loss or runtime."""
+    low_bytes: int
+    """At least this many bytes."""
+    expected_bytes: int
+    """Most likely this many bytes."""
+    high_bytes: int
+    """Hardly ever more than this many bytes."""
+
+
+class MemoryEstimate(BaseModel):
+    """Memory that a run is expected to need, by part."""
+
+    # Its sums are written out and made anew from the parts when it is read.
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    device: Literal["cpu", "cuda"]
+    """Whose memory this is."""
+    micro_batch_size: int
+    """Rows in the micro-batch that is estimated."""
+    num_tokens: int
+    """Tokens in it: the longest one of the run."""
+    parts: tuple[MemoryPart, ...]
+    """What the memory is for."""
+
+    @computed_field
+    @property
+    def low_bytes(self) -> int:
+        """Sum of the parts' low values in bytes."""
+        return sum(part.low_bytes for part in self.parts)
+
+    @computed_field
+    @property
+    def expected_bytes(self) -> int:
+        """Sum of the parts' expected values in bytes."""
+        return sum(part.expected_bytes for part in self.parts)
+
+    @computed_field
+    @property
+    def high_bytes(self) -> int:
+        """Sum of the parts' high values in bytes."""
+        return sum(part.high_bytes for part in self.parts)

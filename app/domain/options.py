@@ -196,6 +196,8 @@ class TrainingSpec(Group):
     eval_steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Optimizer steps between evaluations; null evaluates at the end only. Needs rows to evaluate
     on (`dataset.val_size` or `dataset.eval_id`)."""
+    eval_on_start: bool = False
+    """Also evaluate before the first step: the loss of the base model, to compare with."""
     logging_steps: int = Field(default=1, ge=1, le=100_000_000)
     """Optimizer steps between metric rows; the first and the last step are always logged."""
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1_000_000)

@@ -11,8 +11,13 @@ from app.domain.spec import JobSpec
 RUN_FILE = "run.json"
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "trainer.log"
+FATES_FILE = "receipt.jsonl"
 SPEC_FILE = "spec.json"
 FINAL_FOLDER = "final"
+# Below the cache folder: a folder per encoded data set, in which the time of one file tells when it
+# was used last.
+TOKENS_FOLDER = "tokens"
+TOKENS_USED_FILE = "MANIFEST.json"
 
 # Exit status of a trainer that did not get its lock: nothing is wrong with the job (EX_TEMPFAIL).
 EXIT_BUSY = 75

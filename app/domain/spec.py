@@ -124,6 +124,12 @@ class JobSpec(Group):
                 "eval_steps needs rows to evaluate on; give dataset.val_size or dataset.eval_id",
                 {"key": "training.eval_steps"},
             )
+        if self.training.eval_on_start and not self.dataset.is_evaluated:
+            raise PydanticCustomError(
+                "nothing_to_evaluate",
+                "eval_on_start needs rows to evaluate on; give dataset.val_size or dataset.eval_id",
+                {"key": "training.eval_on_start"},
+            )
         if self.training.early_stopping_patience is not None and self.training.eval_steps is None:
             raise PydanticCustomError(
                 "nothing_to_evaluate",
@@ -175,9 +181,10 @@ def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _with_adapter(raw: dict[str, Any]) -> dict[str, Any]:
     """Let `adapter: qlora` and `load_in_4bit: true` follow from each other where one is missing."""
-    given = as_mapping(raw.get("quantization", {}))
-    if given is None:
+    written = as_mapping(raw.get("quantization", {}))
+    if written is None:
         return raw
+    given = canonical(written, QuantizationSpec)
     if raw.get("adapter") == "qlora" and "load_in_4bit" not in given:
         return {**raw, "quantization": {**given, "load_in_4bit": True}}
     if "adapter" not in raw and given.get("load_in_4bit") is True:

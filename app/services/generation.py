@@ -44,7 +44,8 @@ class GenerateBody(BaseModel):
     messages: list[list[Turn]] = Field(min_length=1, max_length=_MAX_PROMPTS)
     """Conversations; each ends with a user turn and gets one answer."""
     checkpoint: int | str = checkpoints.LATEST
-    """A step, `latest`, the id of a checkpoint, `final`, or `base`: the model without adapter."""
+    """A step, `latest`, `best`, the id of a checkpoint, `final`, or `base`: the model without
+    adapter."""
     max_new_tokens: int = Field(default=64, ge=1, le=1024)
     """Longest answer in tokens."""
 
@@ -85,6 +86,8 @@ def generate(
         request = GenerateRequest(
             model_folder=model.path,
             adapter_folder=adapter,
+            dtype=spec.training.dtype,
+            quantization=spec.quantization,
             prompts=tuple(
                 tuple(Message(turn.role, turn.content) for turn in prompt)
                 for prompt in body.messages

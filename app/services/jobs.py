@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
 from app.db import keys as key_queries
 from app.db.engine import Database
@@ -16,8 +15,6 @@ from app.db.jobs import JobRow
 from app.domain import consistency, ids
 from app.domain.errors import (
     IdempotencyConflict,
-    InvalidInput,
-    InvalidModel,
     NotFound,
     StateConflict,
 )
@@ -35,7 +32,7 @@ from app.domain.model_folder import ModelFolder
 from app.domain.runs import job_folder
 from app.domain.spec import JobSpec
 from app.queue import Doorbell
-from app.services import catalog
+from app.services import catalog, job_data
 from app.settings import Settings
 from app.stream import LiveStream
 
@@ -67,7 +64,7 @@ def submit(
 
     Raises:
         NotFound: The base model or the data set does not exist.
-        InvalidInput: Two keys contradict each other, or the data is of another format.
+        InvalidInput: Two keys contradict each other, or the data's columns do not suit the job.
         InvalidModel: The base model cannot be used, or not with this data.
         IdempotencyConflict: The key was used for another body.
     """
@@ -188,7 +185,7 @@ def _store(
         known = _recalled(session, project_id, idempotency_key, body_sha256)
         if known is not None:
             return known
-        _require_dataset(session, project_id, spec, model)
+        job_data.require(session, project_id, spec, model)
         job_id = job_queries.insert(session, project_id, spec)
         if idempotency_key is not None:
             key_queries.remember(
@@ -218,27 +215,6 @@ def _recalled(
     if known.body_sha256 != body_sha256:
         raise IdempotencyConflict("this Idempotency-Key was used for another job; use a new key")
     return known.resource_id
-
-
-def _require_dataset(session: Session, project_id: str, spec: JobSpec, model: ModelFolder) -> None:
-    dataset = dataset_queries.get(session, spec.dataset.id, project_id=project_id)
-    if dataset is None:
-        raise NotFound(
-            f"there is no data set {spec.dataset.id}; upload it with POST /datasets",
-            param="dataset.id",
-            code="unknown_dataset",
-        )
-    if spec.dataset.format not in ("auto", dataset.format):
-        raise InvalidInput(
-            f"data set {dataset.id} has {dataset.format} rows, not {spec.dataset.format}",
-            param="dataset.format",
-        )
-    if dataset.format == "chat" and not model.has_chat_template:
-        raise InvalidModel(
-            f"model {spec.base_model} has no chat template, which chat rows need; "
-            "use prompt-completion rows, or a model with a template",
-            param="base_model",
-        )
 
 
 def _explained(db: Database, settings: Settings, rows: Sequence[JobRow]) -> list[Job]:

@@ -323,7 +323,8 @@ def _progress(session: Session, job_id: str, step: int) -> dict[str, Any]:
     """Return what a job's row says of its progress, from what is on its current branch."""
     last = event_queries.last_metrics(session, job_id)
     evaluations = event_queries.evaluations(session, job_id)
-    finite = [each for each in evaluations if each.eval_loss is not None]
+    # The evaluation at step 0 is of the base model, which no checkpoint holds.
+    finite = [each for each in evaluations if each.eval_loss is not None and each.step > 0]
     best = min(finite, key=lambda each: (each.eval_loss, each.step), default=None)
     return {
         "step": step,

@@ -203,7 +203,8 @@ def test_a_format_that_the_rows_do_not_have_is_refused(client: TestClient, drive
     error = refusal(client.post("/jobs", json=spec), 422)
 
     assert error["param"] == "dataset.format"
-    assert "prompt-completion rows, not chat" in error["message"]
+    assert "chat rows need messages" in error["message"]
+    assert "completion, prompt" in error["message"]
 
 
 BODIES: dict[str, tuple[bytes, dict[str, str], int]] = {

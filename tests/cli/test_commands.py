@@ -245,6 +245,20 @@ def test_data_sets_are_uploaded_listed_and_shown(api, lorad, tmp_path):
     assert lorad("datasets", "upload", str(tmp_path / "absent")).code == 2
 
 
+@pytest.mark.parametrize("word", ["refuse", "keep"])
+def test_an_upload_says_what_to_do_with_bad_rows(api, lorad, tmp_path, word):
+    path = tmp_path / "rows.csv"
+    path.write_text("text\na\n")
+    kept = make_dataset(container="csv", compression="gz", columns=["text"], num_bad_rows=3)
+    api.on("POST /datasets", Answer(kept, status=201))
+
+    shown = lorad("datasets", "upload", str(path), "--on-bad-rows", word).stdout
+
+    assert f'name="on_bad_rows"\r\n\r\n{word}\r\n'.encode() in api.requests[0].body
+    assert "csv.gz" in shown
+    assert lorad("datasets", "upload", str(path), "--on-bad-rows", "skip").code == 2
+
+
 def test_models_are_listed(api, lorad):
     model = {
         "id": "tiny",

@@ -86,6 +86,7 @@ TOGETHER: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     ],
     "dataset.val_size": [(0.1, {}), (10, {})],
     "dataset.eval_id": [(OTHER_ID, {})],
+    "training.eval_on_start": [(True, {"dataset.val_size": 0.1})],
     "training.eval_steps": [(10, {"dataset.val_size": 0.1})],
     "training.early_stopping_patience": [(2, {"dataset.val_size": 0.1, "training.eval_steps": 10})],
 }
@@ -195,6 +196,7 @@ def test_qlora_and_load_in_4bit_follow_from_each_other():
         ({"adapter": "qlora", "quantization.load_in_4bit": False}, "quantization.load_in_4bit"),
         ({"quantization.bnb_4bit_quant_type": "fp4"}, "quantization"),
         ({"training.eval_steps": 5}, "training.eval_steps"),
+        ({"training.eval_on_start": True}, "training.eval_on_start"),
         (
             {"dataset.val_size": 5, "training.early_stopping_patience": 2},
             "training.early_stopping_patience",

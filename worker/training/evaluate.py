@@ -38,6 +38,15 @@ def when_due(session: Session, log: EventLog) -> Evaluation | None:
     return evaluation
 
 
+def before_training(session: Session, log: EventLog) -> None:
+    """Evaluate the base model if that is asked for; it has no checkpoint, so it is never best."""
+    if session.progress.step > 0 or not session.run.spec.training.eval_on_start:
+        return
+    with session.memory.phase("evaluate"):
+        found = _evaluate(session)
+    log.evaluation(found.model_copy(update={"is_best": False, "num_since_best": 0}))
+
+
 def lift_early_stop(session: Session, log: EventLog, *, steps_before: int) -> None:
     """Let a run that was stopped early go on if it is now to have more steps; patience starts anew.
 

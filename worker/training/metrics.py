@@ -1,10 +1,7 @@
 """StepMetrics from what a step measured."""
 
 import hashlib
-import resource
 from collections.abc import Iterable
-
-import torch
 
 from app.domain.metrics import StepMetrics
 from worker.training.session import Session
@@ -26,7 +23,7 @@ def measured(
         num_target_tokens=result.num_targets,
         step_seconds=seconds,
         tokens_per_second=result.num_tokens / seconds,
-        peak_memory_bytes=peak_memory_bytes(session.device),
+        peak_memory_bytes=session.memory.highest(),
         batch_sha=batch_sha(session.lines_of(step)),
     )
 
@@ -34,10 +31,3 @@ def measured(
 def batch_sha(lines: Iterable[int]) -> str:
     """Return the first 16 hex digits of the SHA-256 of the line numbers, joined by commas."""
     return hashlib.sha256(",".join(map(str, lines)).encode()).hexdigest()[:16]
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the highest memory use so far: of the GPU on CUDA, of the process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

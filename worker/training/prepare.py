@@ -2,7 +2,6 @@
 
 import torch
 from torch.utils import deterministic
-from transformers import PreTrainedModel
 
 from app.domain import failpoints
 from app.domain.runs import RunFile
@@ -11,18 +10,25 @@ from worker.training import (
     adapters,
     checkpoint,
     data,
+    evaluate,
+    fast_layers,
     fingerprint,
+    limits,
     model,
     optim,
-    products,
+    quantize,
     state,
 )
 from worker.training.adapters import Adapted
+from worker.training.data import TrainingData
+from worker.training.frozen import FrozenWeights
+from worker.training.gradients import FlowWatch
 from worker.training.loss import make_loss_sum
 from worker.training.memory import MemoryMeter
 from worker.training.optim import Schedule
 from worker.training.reporting import EventLog
 from worker.training.sampler import Sampler
+from worker.training.saver import Saver
 from worker.training.session import Session
 from worker.training.state import TrainingState
 
@@ -35,9 +41,9 @@ def prepare(run: RunFile, log: EventLog) -> Session:
     """
     failpoints.hit("trainer.load")
     _set_up_torch(run)
-    session = _load(run)
+    session = _load(run, log)
     state.seed_everything(run.spec.seed)
-    _note_data(session, log)
+    _note_paging(session, log)
     if run.resume is not None:
         _resume(session, log)
     return session
@@ -51,15 +57,21 @@ def _set_up_torch(run: RunFile) -> None:
         deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _load(run: RunFile) -> Session:
+def _load(run: RunFile, log: EventLog) -> Session:
     spec = run.spec
     device = torch.device(f"cuda:{run.device_index}" if run.device == "cuda" else "cpu")
     dtype = model.resolve_dtype(spec.training.dtype, device=run.device)
+    memory = MemoryMeter(device, limit_bytes=limits.of_run(run, device))
     model_sha256 = fingerprint.start(run.model_folder, run.cache_folder)
-    adapted = _load_adapted(run, device, dtype)
-    tokenizer = model.load_tokenizer(run.model_folder)
-    rows = data.load(run, tokenizer)
-    sampler, schedule = _plan(spec, num_units=len(rows.units))
+    with memory.phase("data"):
+        rows = _load_data(run, log)
+    sampler, schedule = plan_steps(spec, num_units=len(rows.units))
+    memory.expected_bytes = limits.expect(
+        run, rows, sampler, dtype=dtype, total_steps=schedule.total_steps
+    )
+    limits.enforce(memory.limit_bytes, device)  # not before: a refusal should tell its numbers
+    with memory.phase("load"):
+        adapted = _load_adapted(run, device, dtype, limits.tokens_per_step(spec, rows))
     return Session(
         run=run,
         device=device,
@@ -69,38 +81,72 @@ def _load(run: RunFile) -> Session:
         data=rows,
         sampler=sampler,
         schedule=schedule,
-        optimizer=optim.make_optimizer(
-            list(adapted.parameters.values()), weight_decay=spec.training.weight_decay
-        ),
+        optimizer=_make_optimizer(adapted, spec),
         model_sha256=model_sha256,
+        quantized_sha256=quantize.start_digest(adapted.base),
         fingerprints={
             "dataset_sha256": run.dataset.sha256,
             "tokens_sha256": rows.fingerprint(),
             "tokenizer_sha256": fingerprint.of_tokenizer(run.model_folder),
         },
-        memory=MemoryMeter(device),
+        # The CPU has no cores to spare: whoever writes takes them from the training.
+        saver=Saver(is_beside=device.type == "cuda"),
+        memory=memory,
+        flow=FlowWatch(
+            adapted.model, adapted.parameters, every=spec.monitoring.gradient_flow_steps
+        ),
+        frozen=FrozenWeights(adapted.model, trained=adapted.parameters),
     )
 
 
-def _load_adapted(run: RunFile, device: torch.device, dtype: torch.dtype) -> Adapted:
+def _load_data(run: RunFile, log: EventLog) -> TrainingData:
+    """Read the data before the model: what is wrong with it is found, and told, soon.
+
+    Raises:
+        UnusableData: There is too little to train on; the receipt that shows it is written already.
+    """
+    rows = data.load(run, model.load_tokenizer(run.model_folder))
+    log.receipt(rows.receipt, step=0)
+    for notice in rows.notices:
+        log.notice(step=0, code=notice.code, message=notice.message, **notice.data)
+    data.require_usable(rows)
+    return rows
+
+
+def _load_adapted(
+    run: RunFile, device: torch.device, dtype: torch.dtype, tokens_per_step: float
+) -> Adapted:
     spec = run.spec
-    base = model.load_model(run.model_folder, dtype=dtype, device=device)
+    base = model.load_model(
+        run.model_folder, dtype=dtype, device=device, quantization=spec.quantization
+    )
     adapted = adapters.attach(base, spec.lora, seed=spec.seed, base_model=spec.base_model)
-    products.speed_up(adapted.base)
+    fast_layers.speed_up(adapted.base, tokens_per_step=tokens_per_step)
     if spec.training.gradient_checkpointing is True:
-        _enable_checkpointing(adapted.base)
+        model.enable_checkpointing(adapted.base)
     return adapted
 
 
-def _enable_checkpointing(base: PreTrainedModel) -> None:
-    # transformers 5.2x renamed the method and warns about the old name.
-    enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
-    # It also makes the embeddings' output need a gradient, for the reentrant kind only.
-    base.disable_input_require_grads()
+def _make_optimizer(adapted: Adapted, spec: JobSpec) -> torch.optim.Optimizer:
+    return optim.make_optimizer(
+        list(adapted.parameters.values()),
+        weight_decay=spec.training.weight_decay,
+        kind=spec.training.optim,
+    )
 
 
-def _plan(spec: JobSpec, *, num_units: int) -> tuple[Sampler, Schedule]:
+def _note_paging(session: Session, log: EventLog) -> None:
+    kind = session.run.spec.training.optim
+    if kind == "paged_adamw_8bit" and not optim.has_paging(session.device):
+        log.notice(
+            step=0,
+            code="no_paging",
+            message=f"training.optim = {kind} runs as adamw_8bit: {session.device.type} has no"
+            " memory that pages between host and device",
+        )
+
+
+def plan_steps(spec: JobSpec, *, num_units: int) -> tuple[Sampler, Schedule]:
     training = spec.training
     sampler = Sampler(
         num_units=num_units,
@@ -111,17 +157,6 @@ def _plan(spec: JobSpec, *, num_units: int) -> tuple[Sampler, Schedule]:
         max_steps=training.max_steps, num_train_epochs=training.num_train_epochs
     )
     return sampler, optim.make_schedule(training, total_steps=total_steps)
-
-
-def _note_data(session: Session, log: EventLog) -> None:
-    log.receipt(session.data.receipt, step=0)
-    if session.data.has_chat and not session.data.ends_turns:
-        log.notice(
-            step=0,
-            code="no_end_of_turn",
-            message="no assistant turn ends in a special token under the model's chat template, so"
-            " the tuned model may not learn to stop",
-        )
 
 
 def _resume(session: Session, log: EventLog) -> None:
@@ -138,6 +173,7 @@ def _resume(session: Session, log: EventLog) -> None:
     for name, value in saved.progress:
         setattr(session.progress, name, value)
     session.saved.step = step = saved.progress.step
+    evaluate.lift_early_stop(session, log, steps_before=saved.total_steps)
     if saved.schedule != vars(session.schedule):
         log.notice(
             step=step,

@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from app.domain.runs import RunFile
-from worker.training import checkpoint, products, state
+from worker.training import checkpoint, products, quantize, state
 from worker.training.adapters import Adapted
 from worker.training.batch import Batch, lay_end_to_end
 from worker.training.data import TrainingData
 from worker.training.encode import EncodedRow
+from worker.training.frozen import FrozenWeights
+from worker.training.gradients import FlowWatch
 from worker.training.loss import LossSum
 from worker.training.memory import MemoryMeter
 from worker.training.optim import Schedule
 from worker.training.sampler import Sampler
+from worker.training.saver import Saver
 from worker.training.state import Cursor, Progress, TrainingState
 
 # Keys that may change between attempts of one run; all others make it another run.
@@ -63,10 +66,15 @@ class Session:
     schedule: Schedule
     optimizer: torch.optim.Optimizer
     model_sha256: Future[str]
+    quantized_sha256: Future[str]
+    """Of the layers that are stored in 4 bits; of nothing where there are none."""
     fingerprints: Mapping[str, str]
     memory: MemoryMeter
+    flow: FlowWatch
+    frozen: FrozenWeights
     progress: Progress = field(default_factory=Progress)
     saved: Saved = field(default_factory=Saved)
+    saver: Saver = field(default_factory=lambda: Saver(is_beside=False))
 
     @property
     def total_steps(self) -> int:
@@ -114,7 +122,7 @@ class Session:
 
     def summary(self) -> dict[str, Any]:
         """Return what the `ready` event says."""
-        weights = list(self.adapted.model.parameters())
+        sizes = quantize.sizes(self.adapted.model)
         return {
             "step": self.progress.step,
             "total_steps": self.total_steps,
@@ -123,18 +131,25 @@ class Session:
             "num_truncated_rows": self.data.receipt.num_truncated,
             "num_dropped_rows": self.data.receipt.num_dropped,
             "dropped_reasons": self.data.receipt.dropped_reasons,
-            "num_parameters": sum(p.numel() for p in weights if not p.requires_grad),
-            "num_trainable_parameters": sum(p.numel() for p in weights if p.requires_grad),
+            "num_units": self.data.receipt.num_units,
+            "num_parameters": sizes.num_parameters,
+            "num_quantized_parameters": sizes.num_quantized_parameters,
+            "quantized_bytes": sizes.quantized_bytes,
+            "num_trainable_parameters": sum(p.numel() for p in self.parameters),
             "target_modules": self.adapted.target_modules,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "num_skipped_steps": self.progress.num_skipped,
         }
 
     def identity(self) -> dict[str, Any]:
         """Return the facts that a checkpoint and the run that continues it must share."""
         spec = self.run.spec.model_dump(mode="json", exclude=_CHANGEABLE)
+        is_quantized = self.run.spec.quantization.load_in_4bit
+        quantized = {"base_quantized_sha256": self.quantized_sha256} if is_quantized else {}
         return {
             **_flat(spec),
+            **{name: digest.result() for name, digest in quantized.items()},
             **self.fingerprints,
             "base_model_sha256": self.model_sha256.result(),
             "target_modules": list(self.adapted.target_modules),

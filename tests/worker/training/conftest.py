@@ -24,3 +24,11 @@ def tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
     from worker.training import model
 
     return model.load_tokenizer(tiny_llama)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the real SmolLM2, with the chat template that came with it."""
+    from worker.training import model
+
+    return model.load_tokenizer(smollm2)

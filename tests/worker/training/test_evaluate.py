@@ -281,3 +281,18 @@ def test_memory_that_runs_out_in_an_evaluation_leaves_the_split_of_training(work
     assert tight.eval_loss == pytest.approx(roomy.eval_loss, rel=1e-6)
     assert session.micro_batch_size == 4
     assert session.adapted.model.training
+
+
+def test_an_evaluation_at_the_start_is_of_the_base_model_and_never_the_best(workplace: Workplace):
+    training = {**TRAINING, "max_steps": 2, "eval_on_start": True}
+
+    attempt = train(workplace, training=training)
+
+    start, end = evaluations(attempt)
+    without = train(workplace, training={**training, "eval_on_start": False})
+    with session_of(workplace) as (session, log):
+        base = measured(session, log)
+    assert (start.step, start.is_best, start.num_since_best) == (0, False, 0)
+    assert start.eval_loss == base.eval_loss
+    assert (end.step, end.is_best) == (2, True)
+    assert attempt.final_adapter == without.final_adapter
