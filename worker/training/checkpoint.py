@@ -132,7 +132,7 @@ def load(
     """
     try:
         manifest = checkpoints.verify(point.folder, manifest_sha256=point.manifest_sha256)
-        saved = TrainingState.model_validate_json((point.folder / _STATE).read_bytes())
+        saved = state.read((point.folder / _STATE).read_bytes())
         weights = load_file(point.folder / _WEIGHTS)
         others = load_file(point.folder / _OPTIMIZER)
     except (BadCheckpoint, SafetensorError, OSError, ValueError) as error:

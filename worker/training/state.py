@@ -1,6 +1,7 @@
 """Everything beside the adapter that a run needs to continue as if it had never stopped."""
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from app.domain.errors import ResumeMismatch
 from worker.training import optim
 
 RNG_PREFIX = "rng."
+_SCHEMA_VERSION = 2
 
 
 class Cursor(BaseModel):
@@ -79,6 +81,22 @@ class TrainingState(BaseModel):
     surroundings: dict[str, JsonValue]
     host_rng: HostRng
     tensors_sha256: str
+
+
+def read(content: bytes) -> TrainingState:
+    """Read training_state.json.
+
+    Raises:
+        ValueError: It is not one of this version; the message says which it is of.
+    """
+    raw = json.loads(content)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != _SCHEMA_VERSION:
+        raise ValueError(
+            f"it is of version {version} of the training state, this lorad continues version"
+            f" {_SCHEMA_VERSION}; continue with the lorad that wrote it, or resume from scratch"
+        )
+    return TrainingState.model_validate_json(content)
 
 
 def live_tensors(

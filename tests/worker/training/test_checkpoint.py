@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from app.domain.checkpoints import MANIFEST_NAME, hash_file
 from app.domain.runs import ResumePoint
 from tests.training_runs import CHAT_ROWS, Attempt, Workplace
+from worker.training import state
 
 FILES = (
     "adapter_config.json",
@@ -236,3 +237,9 @@ def test_nothing_in_a_checkpoint_is_pickled(source: Attempt):
     for file in folder.iterdir():
         assert file.suffix in (".json", ".safetensors")
         assert not file.read_bytes().startswith((b"\x80", b"PK"))
+
+
+@pytest.mark.parametrize("content", [b'{"schema_version": 1, "step": 5}', b"{}", b"[1]"])
+def test_a_state_of_another_version_says_what_to_do(content: bytes):
+    with pytest.raises(ValueError, match="continue with the lorad that wrote it"):
+        state.read(content)
