@@ -85,7 +85,12 @@ class Service:
             "base_model": model,
             "dataset": {"id": dataset},
             "preset": "standard",
-            "training": {"max_steps": steps, "save_steps": 5, "per_device_train_batch_size": 4},
+            "training": {
+                "max_steps": steps,
+                "save_steps": 5,
+                "per_device_train_batch_size": 4,
+                "warmup_steps": 0,
+            },
         }
         answer = self.http.post("/jobs", json=body)
         answer.raise_for_status()

@@ -73,8 +73,7 @@ def forked() -> Generator[Examiner]:
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
-        os.close(question_write)
-        os.close(answer_read)
+        _close_all_but(question_read, answer_write)
         _answer_one(parent_pid, question_read, answer_write)
     os.close(question_read)
     os.close(answer_write)
@@ -83,6 +82,15 @@ def forked() -> Generator[Examiner]:
         yield examiner
     finally:
         examiner.end()
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close what was inherited: a lock or a pipe that stays open here is held for ever."""
+    begin = 3  # behind standard error, the trainer's log
+    for descriptor in sorted(kept):
+        os.closerange(begin, descriptor)
+        begin = descriptor + 1
+    os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
 
 
 def _answer_one(parent_pid: int, question_fd: int, answer_fd: int) -> NoReturn:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.domain.errors import InvalidInput, StartupError
-from app.domain.groups import nearest
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -51,6 +50,8 @@ def settings(**options: object) -> "Settings":
 
 def _warn_of_unknown_variables(known: Iterable[str]) -> None:
     """Say that a `LORAD_*` variable is none of ours; another program's, or a slip of the pen."""
+    from app.domain.groups import nearest
+
     names = [*(f"LORAD_{name.upper()}" for name in known), *_NO_SETTINGS]
     for name in sorted(os.environ):
         if name.startswith("LORAD_") and name not in names:

@@ -42,7 +42,7 @@ class MemoryPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """weights, adapter, gradients, optimizer, activations, loss or runtime."""
+    """weights, mapped_file, adapter, gradients, optimizer, activations, loss or runtime."""
     low_bytes: int
     """At least this many bytes."""
     expected_bytes: int

@@ -56,7 +56,7 @@ class DiskPlan(BaseModel):
     num_checkpoints: int
     """Most checkpoints there are at once, the final adapter not counted."""
     total_bytes: int
-    """Bytes of all that there is at once, the final adapter included."""
+    """Size in bytes of all that there is at once, the final adapter included."""
     free_bytes: int
     """Free bytes on the disk of the jobs now."""
     fits: bool
@@ -88,7 +88,7 @@ class PlanFacts(BaseModel):
     memory: MemoryEstimate
     """Memory of the longest micro-batch."""
     limit_bytes: int | None
-    """Memory there is: max_memory_gb, or what the device has."""
+    """Memory there is in bytes: max_memory_gb, or what the device has."""
     fits: bool
     """Whether the expected memory is within the limit."""
     largest_micro_batch_size: int
@@ -116,7 +116,7 @@ class Plan(BaseModel):
     memory: MemoryEstimate
     """Memory of the longest micro-batch."""
     limit_bytes: int | None
-    """Memory there is: max_memory_gb, or what the device has."""
+    """Memory there is in bytes: max_memory_gb, or what the device has."""
     fits: bool
     """Whether the expected memory is within the limit."""
     largest_micro_batch_size: int

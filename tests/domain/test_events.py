@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -17,27 +17,19 @@ KINDS = get_args(get_args(TrainerEvent)[0])
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 OPTIONAL = st.none() | FINITE
 MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - Hypothesis wants naive bounds
-METRICS = st.builds(
-    StepMetrics,
-    epoch=FINITE,
-    loss=OPTIONAL,
-    grad_norm=OPTIONAL,
-    param_norm=OPTIONAL,
-    learning_rate=FINITE,
-    step_seconds=FINITE,
-    tokens_per_second=FINITE,
-)
+# Also in the reports inside events, whose fields Hypothesis fills in by their types.
+st.register_type_strategy(float, FINITE)
 
 
 def events() -> st.SearchStrategy[Any]:
-    special = {"at": MOMENTS, "metrics": METRICS, "loss": OPTIONAL}
-    special |= {"startup_seconds": FINITE, "save_seconds": FINITE}
+    special = {"at": MOMENTS, "loss": OPTIONAL}
     return st.one_of(
         st.builds(kind, **{key: special[key] for key in special if key in kind.model_fields})
         for kind in KINDS
     )
 
 
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(events())
 def test_an_event_is_read_back_as_it_was_written(event: Any):
     line = TRAINER_EVENT.dump_json(event)
@@ -49,7 +41,7 @@ def test_an_event_is_read_back_as_it_was_written(event: Any):
 def test_every_kind_has_a_name_of_its_own():
     names = [kind.model_fields["kind"].default for kind in KINDS]
 
-    assert len(set(names)) == len(KINDS) == 7
+    assert len(set(names)) == len(KINDS) == 12
 
 
 def test_a_loss_that_is_not_finite_is_written_as_null():

@@ -104,7 +104,7 @@ def test_a_held_lock_is_reported_as_busy_and_not_as_a_failure(
 def test_a_trainer_waits_for_a_lock_that_is_given_back(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ):
-    run = workplace.run_file(training={**TRAINING, "max_steps": 1})
+    run = workplace.run_file(training={**TRAINING, "max_steps": 1, "warmup_steps": 0})
     lock = run.lock_file.open("wb")
     fcntl.flock(lock, fcntl.LOCK_EX)
     monkeypatch.setattr("worker.trainer.time.sleep", lambda _: lock.close())
@@ -116,7 +116,7 @@ def test_the_lock_is_held_while_training(workplace: Workplace):
     from app.domain.runs import EVENTS_FILE
     from worker.training.reporting import EventLog
 
-    run = workplace.run_file(training={**TRAINING, "max_steps": 1})
+    run = workplace.run_file(training={**TRAINING, "max_steps": 1, "warmup_steps": 0})
     with (
         EventLog(run.attempt_folder / EVENTS_FILE),
         trainer._exclusive(run.lock_file),
@@ -127,7 +127,7 @@ def test_the_lock_is_held_while_training(workplace: Workplace):
 
 
 def test_an_attempt_is_not_run_twice(workplace: Workplace, capfd: pytest.CaptureFixture[str]):
-    run = workplace.run_file(training={**TRAINING, "max_steps": 1})
+    run = workplace.run_file(training={**TRAINING, "max_steps": 1, "warmup_steps": 0})
     run_in_process(run)
 
     assert run_in_process(run) == 2

@@ -1,7 +1,7 @@
 """Memory that a run needs, part by part, from the model's shapes and the longest micro-batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +64,17 @@ class Footprint:
         tokens_per_step: float,
     ) -> None:
         self._device = device
-        is_limited = device == "cpu" and spec.resources.max_memory_gb is not None
-        self._allocator = "limited cpu" if is_limited else device
+        self._allocator = _allocator(spec, device)
         adapted = skeleton(spec, folder, dtype=dtype)
         trained = list(adapted.parameters.values())
         self.num_trained = sum(p.numel() for p in trained)
         self.adapter_bytes = sum(p.nbytes for p in trained)
         self.optimizer_bytes = sum(_optimizer_bytes(p, spec.training.optim) for p in trained)
-        self._weights, self._largest_quantized = _weight_bytes(adapted, spec.quantization)
+        packed = _packed(adapted) if spec.quantization.load_in_4bit else {}
+        self._weights = _weight_bytes(adapted, spec.quantization, packed)
+        # The embeddings are used where their file is mapped, which keeps all of it in sight: the
+        # matrices that were read to be packed stay resident until somebody needs the memory.
+        self._mapped = sum(weight.nbytes for weight in packed.values()) if device == "cpu" else 0
         self._rehearsal = Rehearsal(adapted, spec, tokens_per_step=tokens_per_step)
 
     def estimate(self, batch: MicroBatch) -> MemoryEstimate:
@@ -81,13 +84,14 @@ class Footprint:
     def _estimate(self, live: Live, batch: MicroBatch) -> MemoryEstimate:
         spread = _FRAGMENTATION[self._allocator]
         # The loss and the backward pass hold gradients already, which are a part of their own.
-        loss = max(0, live.loss - self.adapter_bytes) + self._largest_quantized
+        loss = max(0, live.loss - self.adapter_bytes)
         return MemoryEstimate(
             device="cuda" if self._device == "cuda" else "cpu",
             micro_batch_size=len(batch.lengths),
             num_tokens=batch.num_tokens,
             parts=(
                 _exactly("weights", self._weights),
+                _between("mapped_file", (0, self._mapped, self._mapped)),
                 _exactly("adapter", self.adapter_bytes),
                 _exactly("gradients", self.adapter_bytes),
                 _exactly("optimizer", self.optimizer_bytes),
@@ -98,6 +102,12 @@ class Footprint:
         )
 
 
+def _allocator(spec: JobSpec, device: str) -> str:
+    if device == "cpu" and spec.resources.max_memory_gb is not None:
+        return "limited cpu"
+    return device
+
+
 def memory_of(device: torch.device) -> int:
     """Return the memory that a device has, in bytes."""
     if device.type == "cuda":
@@ -105,23 +115,25 @@ def memory_of(device: torch.device) -> int:
     return psutil.virtual_memory().total
 
 
-def _weight_bytes(adapted: Adapted, quantization: QuantizationSpec) -> tuple[int, int]:
-    """Return the bytes of all frozen tensors, and of the largest quantized matrix in full."""
+def _packed(adapted: Adapted) -> dict[int, nn.Parameter]:
+    """Return the matrices that are kept in 4 bits, by identity."""
     head = adapted.base.get_output_embeddings()
-    packed: dict[int, nn.Parameter] = {}
-    if quantization.load_in_4bit:
-        packed = {
-            id(layer.weight): layer.weight  # type: ignore[union-attr]
-            for layer in adapters.linear_layers(adapted.base).values()
-            if layer is not head and not layer.weight.requires_grad  # type: ignore[union-attr]
-        }
+    layers = adapters.linear_layers(adapted.base).values()
+    weights = [p for layer in layers if layer is not head for p in layer.parameters(recurse=False)]
+    return {id(p): p for p in weights if p.dim() == 2 and not p.requires_grad}
+
+
+def _weight_bytes(
+    adapted: Adapted, quantization: QuantizationSpec, packed: Mapping[int, nn.Parameter]
+) -> int:
+    """Return the bytes of all frozen tensors."""
     total = sum(b.nbytes for b in adapted.model.buffers())
     for weight in adapted.model.parameters():
         if id(weight) in packed:
             total += _packed_bytes(weight.numel(), quantization)
         elif not weight.requires_grad:
             total += weight.nbytes
-    return total, max((weight.nbytes for weight in packed.values()), default=0)
+    return total
 
 
 def _packed_bytes(num_weights: int, quantization: QuantizationSpec) -> int:

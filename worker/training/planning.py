@@ -1,6 +1,7 @@
 """Plans: what a job would do and need, found out without loading a weight."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from worker.training.sampler import Sampler
 _FILES_BYTES = 100_000
 # As many as per_device_train_batch_size may be.
 _LARGEST = 4096
+_MAX_CORRECTIONS = 4
 
 
 def plan(request: PlanRequest, scratch: Path) -> PlanResult:
@@ -77,9 +79,11 @@ def _facts(
     limit_bytes = limits.of_run(run, device) or limits.memory_of(device)
 
     def batch_of(size: int) -> MicroBatch:
-        return limits.longest(rows, sampler, size=size, total_steps=work.steps)
+        other = replace(sampler, units_per_step=size)
+        return limits.longest(rows, other, size=size, total_steps=other.steps_per_epoch)
 
-    given = batch_of(run.spec.training.per_device_train_batch_size)
+    size = run.spec.training.per_device_train_batch_size
+    given = limits.longest(rows, sampler, size=size, total_steps=work.steps)
     memory = footprint.estimate(given)
     warnings: tuple[Warned, ...] = planned_warnings.of(run.spec, work, rows)
     return PlanFacts(
@@ -106,8 +110,8 @@ def _largest(
 ) -> int:
     """Return the largest micro-batch within the limit; 0 when one row is too much.
 
-    Memory is a straight line over the tokens but for the loss of the first thousand labels, so two
-    micro-batches tell all others.
+    Memory is nearly a straight line over the tokens, so two micro-batches tell all others; what
+    comes of it is looked at, and is lowered where it would be too much after all.
     """
     larger = MicroBatch(given.lengths * 4, given.num_targets * 4)
     few, many = (footprint.estimate(each).expected_bytes for each in (given, larger))
@@ -118,4 +122,8 @@ def _largest(
         middle = (low + high) // 2
         fits = batch_of(middle).num_tokens <= most_tokens
         low, high = (middle, high) if fits else (low, middle)
+    for _ in range(_MAX_CORRECTIONS):
+        if low == 0 or footprint.estimate(batch_of(low)).expected_bytes <= limit_bytes:
+            break
+        low -= 1
     return low

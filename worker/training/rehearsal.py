@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.domain.errors import InvalidModel
 from app.domain.spec import JobSpec
-from worker.training import adapters, attention, elementwise, fast_layers, low_rank, model
+from worker.training import adapters, attention, fast_layers, model
 from worker.training.adapters import Adapted
 from worker.training.batch import Batch
 from worker.training.loss import make_loss_sum
+from worker.training.products import times_transposed
 
 # All layers of a model are alike, or none is left out: memory grows by the same with each.
 _FEW, _FEW_AND_ONE = 2, 3
@@ -61,6 +62,8 @@ def skeleton(spec: JobSpec, folder: Path, *, dtype: torch.dtype) -> Adapted:
             raise InvalidModel(f"model {folder.name} cannot be planned: {error}") from error
         base.requires_grad_(requires_grad=False)
         base.train()
+        if spec.quantization.load_in_4bit:
+            _stand_in_for_quantized(base)
         return adapters.attach(base, spec.lora, seed=0, base_model=spec.base_model)
 
 
@@ -80,12 +83,7 @@ class Rehearsal:
         _replace_vectors(adapted.model, real=True)
         with self._mode:
             _replace(adapted.model)
-        if spec.quantization.load_in_4bit:
-            # Quantized layers have no form of ours but that of their own products.
-            low_rank.speed_up(adapted.base)
-            elementwise.speed_up(adapted.base)
-        else:
-            fast_layers.speed_up(adapted.base, tokens_per_step=tokens_per_step)
+        fast_layers.speed_up(adapted.base, tokens_per_step=tokens_per_step)
         if spec.training.gradient_checkpointing is True:
             model.enable_checkpointing(adapted.base)
         with self._mode:
@@ -132,6 +130,35 @@ class Rehearsal:
                 parameter.grad = None
         activations = after_forward[0] if after_forward else ledger.peak
         return Live(activations, max(0, ledger.peak - activations))
+
+
+class Linear4bit(nn.Linear):
+    """Stands for bitsandbytes' layer of that name, whose matrix is unpacked for every product."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        product = _UnpackedProduct.apply(input, self.weight)
+        assert isinstance(product, torch.Tensor)
+        has_bias = "bias" in dict(self.named_parameters())
+        return product + self.bias if has_bias else product
+
+
+class _UnpackedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        return times_transposed(x, torch.empty_like(weight, dtype=x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = grad_outputs[0].contiguous()
+        return times_transposed(gradient, torch.empty_like(ctx.weight).T), None
+
+
+def _stand_in_for_quantized(base: PreTrainedModel) -> None:
+    head = base.get_output_embeddings()
+    for layer in adapters.linear_layers(base).values():
+        if type(layer) is nn.Linear and layer is not head:
+            layer.__class__ = Linear4bit
 
 
 class _Ledger(TorchDispatchMode):

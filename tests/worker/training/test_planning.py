@@ -77,20 +77,23 @@ def test_more_rows_at_once_need_more_and_recomputing_needs_less(
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not(workplace: Workplace, tmp_path: Path):
-    def planned(size: int) -> PlanFacts:
+    def planned(size: int, limit_gb: float) -> PlanFacts:
         run = workplace.run_file(
             rows=_ROWS * 8,
             row_format="text",
             training={"per_device_train_batch_size": size},
-            resources={"max_memory_gb": 0.75},
+            resources={"max_memory_gb": limit_gb},
         )
         return facts_of(run, tmp_path)
 
-    largest = planned(8).largest_micro_batch_size
+    limit_gb = planned(20, 1000).memory.expected_bytes / 1e9 + 1e-6
 
-    assert 1 < largest < 64
-    assert planned(largest).fits
-    assert not planned(largest + 1).fits
+    largest = planned(8, limit_gb).largest_micro_batch_size
+
+    assert 19 <= largest <= 20
+    assert planned(largest, limit_gb).fits
+    assert not planned(22, limit_gb).fits
+    assert planned(8, 1000).largest_micro_batch_size == len(_ROWS) * 8
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def test_expected_memory_is_within_15_percent_of_the_peak(
         rows=[{"prompt": row["text"], "completion": "a"} for row in _ROWS],
         row_format="prompt-completion",
         lora={"r": 8, "target_modules": "all-linear"},
-        training={"max_steps": 1, "per_device_train_batch_size": 8},
+        training={"max_steps": 1, "per_device_train_batch_size": 8, "warmup_steps": 0},
         resources={"max_memory_gb": 1000} if limited else {},
     )
 
