@@ -23,8 +23,8 @@ def submitted(stack: Stack, **training: Any) -> str:
 
 
 def killed_at_8(stack: Stack) -> str:
-    """Return a job whose trainer was killed past its checkpoint of step 5."""
-    job_id = submitted(stack, max_steps=12, eval_steps=4)
+    """Return a job whose trainer was killed past its checkpoints of steps 5 and 6."""
+    job_id = submitted(stack, max_steps=12, eval_steps=6)
     stack.wait_for_step(job_id, 8)
     (trainer,) = stack.trainers()
     trainer.send_signal(signal.SIGKILL)
