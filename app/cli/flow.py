@@ -56,10 +56,7 @@ def certificate(job_id: JobId, mode: Output = Mode.TABLE) -> None:
     """Show what was measured of the final adapter. Exits with 100 if it failed."""
     with _actions().connect() as client:
         found = client.certificate(job_id)
-    if mode is Mode.TABLE:
-        output.show_list(found.checks, _CHECK, mode)
-        output.show_text("")
-    output.show_one(found, _CERTIFICATE, mode)
+    output.show_with_parts(found, _CERTIFICATE, found.checks, _CHECK, mode)
     if found.status == "failed":
         raise typer.Exit(ExitCode.JOB_FAILED)
 

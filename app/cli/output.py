@@ -29,6 +29,7 @@ class Printable(Protocol):
 
 
 T = TypeVar("T", bound=Printable)
+Part = TypeVar("Part", bound=Printable)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ def show_one(item: T, view: View[T], mode: Mode) -> None:
             width = max(len(field.title) for field in fields)
             for field in fields:
                 typer.echo(f"{field.title.lower():<{width}}  {clean(field.value(item))}".rstrip())
+
+
+def show_with_parts(
+    item: T, view: View[T], parts: Iterable[Part], part_view: View[Part], mode: Mode
+) -> None:
+    """Print one thing below a table of its parts; in JSON and as an id it is one thing."""
+    if mode is Mode.TABLE:
+        show_list(parts, part_view, mode)
+        show_text("")
+    show_one(item, view, mode)
 
 
 def show_json(item: Printable) -> None:

@@ -29,14 +29,10 @@ def plan(
     actions = _actions()
     with actions.connect() as client:
         found = actions.plan(client, file, overrides or [])
-    if mode is not Mode.TABLE:
-        output.show_one(found, _PLAN, mode)
-        return
-    output.show_list(found.memory.parts, _PART, mode)
-    output.show_text("")
-    output.show_one(found, _PLAN, mode)
-    for warning in found.warnings:
-        output.say(f"warning: {warning.param}: {warning.message}")
+    output.show_with_parts(found, _PLAN, found.memory.parts, _PART, mode)
+    if mode is Mode.TABLE:
+        for warning in found.warnings:
+            output.say(f"warning: {warning.param}: {warning.message}")
 
 
 @app.command()
@@ -44,10 +40,7 @@ def memory(job_id: JobId, mode: Output = Mode.TABLE) -> None:
     """Show the memory peaks of a job's newest attempt, phase by phase."""
     with _actions().connect() as client:
         report = client.memory(job_id)
-    if mode is Mode.TABLE:
-        output.show_list(report.phases, _PHASE, mode)
-        output.show_text("")
-    output.show_one(report, _MEMORY, mode)
+    output.show_with_parts(report, _MEMORY, report.phases, _PHASE, mode)
 
 
 def _actions():
