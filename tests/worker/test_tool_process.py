@@ -89,6 +89,19 @@ def test_a_missing_model_is_a_failure_with_a_message(tmp_path: Path):
     assert "nowhere" in result.message
 
 
+def test_a_conversation_beyond_the_context_is_refused_by_its_number(
+    tmp_path: Path, tiny_llama: Path
+):
+    long = (Message("user", "What is the capital of France? " * 500),)
+
+    result = ask(tmp_path, tiny_llama, prompts=(FRANCE, long))
+
+    assert isinstance(result, ToolFailure)
+    assert (result.code, result.param) == ("context_length_exceeded", "messages.1")
+    assert result.is_input_at_fault
+    assert "2048" in result.message
+
+
 def test_an_adapter_that_does_not_fit_is_a_failure(tmp_path: Path, tiny_llama: Path):
     result = ask(tmp_path / "task", tiny_llama, adapter_folder=tmp_path / "nothing")
 

@@ -13,7 +13,7 @@ from app.domain.errors import UnusableData
 from app.domain.options import DatasetSpec
 from app.domain.receipts import Receipt
 from app.domain.runs import FATES_FILE, RunFile
-from worker.training import holdout, packing, token_cache
+from worker.training import holdout, model, packing, token_cache
 from worker.training.encode import EncodedRow
 from worker.training.reading import TOO_LONG, Source
 from worker.training.receipt import receipt_of, write_fates
@@ -82,6 +82,7 @@ def load(run: RunFile, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
         UnusableData: A file as a whole cannot be used, or is not the one that was uploaded.
     """
     spec, tokenizer_sha256 = run.spec, token_cache.fingerprint_of(tokenizer)
+    context = model.context_length(run.model_folder)
 
     def tokens_of(source: Source) -> Found:
         return token_cache.tokens_of(
@@ -100,14 +101,15 @@ def load(run: RunFile, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
         units=units,
         receipt=receipt_of(tokens, rows, num_held_out=len(held_out), num_units=len(units)),
         eval_rows=tokens.rows.take(held_out),
-        notices=_notices(found),
+        notices=_notices(found, context),
         fault=_fault(tokens, spec.dataset, "") or _nothing_left(rows, tokens, spec.dataset),
         sha256=_hash(tokens.sha256, kept, held_out, units),
     )
     if run.eval_dataset is None:
         return data
     found = tokens_of(Source(run.eval_dataset, spec.dataset))
-    return _with_eval_set(data, found, spec.dataset)
+    data = _with_eval_set(data, found, spec.dataset)
+    return replace(data, notices=(*data.notices, *_notices(found, context)))
 
 
 def require_usable(data: TrainingData) -> None:
@@ -127,7 +129,7 @@ def _with_eval_set(data: TrainingData, found: Found, spec: DatasetSpec) -> Train
         data,
         eval_rows=tokens.rows,
         eval_receipt=receipt,
-        notices=(*data.notices, _told(receipt), *_notices(found)),
+        notices=(*data.notices, _told(receipt)),
         fault=data.fault or _fault(tokens, spec, "evaluation "),
         sha256=hashlib.sha256(f"{data.sha256} {tokens.sha256}".encode()).hexdigest(),
     )
@@ -152,8 +154,19 @@ def _hash(
     return digest.hexdigest()
 
 
-def _notices(found: Found) -> Sequence[Notice]:
+def _notices(found: Found, context: int | None) -> Sequence[Notice]:
+    """Return what to tell of a data set for a model whose sequences end at `context` tokens."""
     tally, notices = found.tokens.tally, list[Notice]()
+    num_beyond = 0 if context is None else int((found.tokens.rows.lengths > context).sum())
+    if num_beyond:
+        notices.append(
+            Notice(
+                "beyond_context",
+                f"{num_beyond} rows have more tokens than the {context} that the model was made"
+                f" for (max_position_embeddings); set dataset.max_length to {context} or less",
+                {"num_rows": num_beyond, "context_length": context},
+            )
+        )
     if found.was_damaged:
         notices.append(
             Notice(

@@ -1,13 +1,14 @@
 """Answers of the base model, or of the base model with an adapter, to chat prompts."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.domain.errors import InvalidModel
+from app.domain.errors import InvalidInput, InvalidModel
 from app.domain.rows import Message
 from app.domain.tools import GenerateRequest, GenerateResult
 from worker.training import model
@@ -18,6 +19,7 @@ def generate(request: GenerateRequest) -> GenerateResult:
     """Answer every prompt, taking the most likely token each time.
 
     Raises:
+        InvalidInput: A prompt and its answer would be longer than what the model was made for.
         InvalidModel: The model does not load, has no chat template, or refuses the adapter.
     """
     began = time.monotonic()
@@ -26,10 +28,11 @@ def generate(request: GenerateRequest) -> GenerateResult:
     tokenizer = model.load_tokenizer(request.model_folder)
     if not tokenizer.chat_template:
         raise InvalidModel(f"model {request.model_folder.name} has no chat template")
+    inputs = [_tokens(tokenizer, prompt) for prompt in request.prompts]
+    _require_room(inputs, request)
     loaded = _load(request, device)
     answers = [
-        _answer(loaded, tokenizer, prompt, request.max_new_tokens, device)
-        for prompt in request.prompts
+        _answer(loaded, tokenizer, each.to(device), request.max_new_tokens) for each in inputs
     ]
     return GenerateResult(answers=tuple(answers), seconds=time.monotonic() - began)
 
@@ -53,23 +56,40 @@ def _load(request: GenerateRequest, device: torch.device) -> PreTrainedModel | P
     return adapted.eval()
 
 
-@torch.inference_mode()
-def _answer(
-    loaded: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: tuple[Message, ...],
-    max_new_tokens: int,
-    device: torch.device,
-) -> str:
-    inputs: Any = tokenizer.apply_chat_template(
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: tuple[Message, ...]) -> Any:
+    return tokenizer.apply_chat_template(
         [{"role": message.role, "content": message.content} for message in prompt],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
     )
+
+
+def _require_room(inputs: Sequence[Any], request: GenerateRequest) -> None:
+    """Refuse what the model has no positions for, before its weights are loaded."""
+    context = model.context_length(request.model_folder)
+    for index, each in enumerate(inputs):
+        num_tokens = each["input_ids"].shape[1]
+        if context is not None and num_tokens + request.max_new_tokens > context:
+            raise InvalidInput(
+                f"the conversation has {num_tokens} tokens, and max_new_tokens"
+                f" {request.max_new_tokens} more are beyond the {context} that the model was made"
+                " for; shorten it",
+                param=f"messages.{index}",
+                code="context_length_exceeded",
+            )
+
+
+@torch.inference_mode()
+def _answer(
+    loaded: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Any,
+    max_new_tokens: int,
+) -> str:
     generate_ids: Any = loaded.generate
     output = generate_ids(
-        **inputs.to(device),
+        **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=True,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -121,6 +122,21 @@ def _require_full_weights(folder: Path) -> None:
             f"model {folder.name} is stored quantized (quant_method {method}); add the model with"
             " its full weights, and let adapter = qlora quantize it"
         )
+
+
+def context_length(folder: Path) -> int | None:
+    """Return how many tokens a sequence may have for the model; None where it has no limit.
+
+    Raises:
+        InvalidModel: The configuration does not load.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise InvalidModel(
+            f"model {folder.name}: its config.json does not load: {error}"
+        ) from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

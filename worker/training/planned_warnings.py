@@ -43,6 +43,8 @@ def _of_steps(spec: JobSpec, work: Work) -> Iterator[Warned]:
 
 def _of_rows(spec: JobSpec, work: Work, rows: TrainingData) -> Iterator[Warned]:
     receipt = rows.receipt
+    for notice in rows.notices:
+        yield Warned(code=notice.code, message=notice.message, param="dataset")
     if spec.training.packing and len(rows.units) == work.num_rows:
         yield Warned(
             code="packing_useless",

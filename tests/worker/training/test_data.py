@@ -290,6 +290,18 @@ def _is_same_row_held_out(load: Loader) -> bool:
     return chosen[0] == chosen[1]
 
 
+def test_rows_beyond_the_context_of_the_model_are_told_of(load: Loader):
+    beyond = {"prompt": "a", "completion": " b" * 2048}
+
+    found = load(SHORT, beyond, max_length=4096)
+    cut = load(SHORT, beyond, max_length=2048)
+
+    [notice] = found.notices
+    assert notice.code == "beyond_context"
+    assert notice.data == {"num_rows": 1, "context_length": 2048}
+    assert not cut.notices
+
+
 def test_a_template_that_never_ends_a_turn_is_told_of(workplace: Workplace):
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
