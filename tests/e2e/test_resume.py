@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.services
 on_sqlite = pytest.mark.parametrize("shared_stack", ["sqlite"], indirect=True)
 
 
-def paused_after_10(stack: Stack) -> str:
-    job_id = submitted(stack)
+def paused_after_10(stack: Stack, **training: Any) -> str:
+    job_id = submitted(stack, **training)
     stack.wait_for_step(job_id, 10)
     assert stack.post(job_id, "pause").status_code == 200
     paused = stack.wait_for_state(job_id, "paused")
@@ -24,8 +25,8 @@ def paused_after_10(stack: Stack) -> str:
     return job_id
 
 
-def cancelled_at_12_resumed_from_5_killed_at_7(stack: Stack) -> str:
-    job_id = submitted(stack)
+def cancelled_at_12_resumed_from_5_killed_at_7(stack: Stack, **training: Any) -> str:
+    job_id = submitted(stack, **training)
     stack.wait_for_step(job_id, 12)
     assert stack.post(job_id, "cancel").status_code == 200
     stack.wait_for_state(job_id, "cancelled")
@@ -37,11 +38,11 @@ def cancelled_at_12_resumed_from_5_killed_at_7(stack: Stack) -> str:
     return job_id
 
 
-def require_equal_runs(stack: Stack, golden: Outcome) -> None:
-    paused = paused_after_10(stack)
+def require_equal_runs(stack: Stack, golden: Outcome, **training: Any) -> None:
+    paused = paused_after_10(stack, **training)
     assert outcome(stack, paused) == golden
 
-    killed = cancelled_at_12_resumed_from_5_killed_at_7(stack)
+    killed = cancelled_at_12_resumed_from_5_killed_at_7(stack, **training)
     assert outcome(stack, killed) == golden
     starts = [each["message"] for each in stack.events(killed) if each["to_state"] == "running"]
     assert starts == [f"training from step {step}" for step in (0, 5, 5)]
@@ -62,7 +63,8 @@ def test_interrupted_runs_of_smollm2_equal_the_uninterrupted_one(
     link.unlink()
     (stack.home / "models" / smollm2.name).symlink_to(smollm2)
 
-    require_equal_runs(stack, outcome(stack, submitted(stack)))
+    single = {"per_device_train_batch_size": 1}  # a real model is slow enough by itself
+    require_equal_runs(stack, outcome(stack, submitted(stack, **single)), **single)
 
 
 @on_sqlite

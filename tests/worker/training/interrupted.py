@@ -18,7 +18,7 @@ ROWS = tuple(
             {"role": "assistant", "content": row["messages"][1]["content"] * (1 + number % 3)},
         ]
     }
-    for number, row in enumerate(CHAT_ROWS * 3)
+    for number, row in enumerate(CHAT_ROWS * 2)
 )
 
 
