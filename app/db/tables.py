@@ -1,4 +1,8 @@
-"""The tables. Only app.db knows them."""
+"""The tables. Only app.db knows them.
+
+Triggers hold the rules that a column cannot say: the moves between states, the fence, and what
+never changes. They are in the migrations, so every database has them, whoever writes to it.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -112,6 +116,8 @@ class JobRow(Base):
     owner: Mapped[str | None] = mapped_column(ForeignKey("workers.id"))
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime] = mapped_column(default=db_now())
+    # Free bytes that a job paused by a full disk waits for.
+    needed_bytes: Mapped[int | None] = mapped_column(BigInteger)
     rung_at: Mapped[datetime] = mapped_column(default=db_now())
     # The checkpoint that the next attempt starts from; null is the newest good one, if any.
     resume_checkpoint_id: Mapped[str | None] = mapped_column(String(40))
@@ -159,6 +165,10 @@ class AttemptRow(Base):
     started_at: Mapped[datetime] = mapped_column(default=db_now())
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(String(32))
+    # True only inside the transaction that stores what a dead attempt left behind.
+    adopting: Mapped[bool] = mapped_column(default=False, server_default=false())
+
+    __table_args__ = (Index("uq_attempts_fence", "job_id", "fence", unique=True),)
 
 
 class JobEventRow(Base):

@@ -43,6 +43,8 @@ S = JobState
 OWNED_STATES = (S.STARTING, S.RUNNING, S.STOPPING, S.FINALIZING)
 TERMINAL_STATES = (S.SUCCEEDED, S.FAILED, S.CANCELLED)
 RESUMABLE_STATES = (S.PAUSED, S.FAILED, S.CANCELLED, S.SUCCEEDED)
+# Reason of a pause that ends by itself when there is space again.
+DISK_FULL = "disk_full"
 
 
 def _moves(actor: Actor, sources: str, targets: str) -> set[tuple[JobState, JobState, Actor]]:
@@ -61,6 +63,7 @@ TRANSITIONS: frozenset[tuple[JobState, JobState, Actor]] = frozenset(
     | _moves(Actor.SUPERVISOR, "stopping", "paused cancelled queued")
     | _moves(Actor.RECONCILER, "starting running finalizing", "queued failed paused cancelled")
     | _moves(Actor.RECONCILER, "stopping", "queued paused cancelled")
+    | _moves(Actor.RECONCILER, "paused", "queued")  # by a full disk, once there is space
 )
 
 

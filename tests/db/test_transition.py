@@ -5,8 +5,10 @@ import itertools
 import pytest
 
 from app.db import jobs as job_queries
+from app.db.types import db_now
 from app.domain.errors import StateConflict
 from app.domain.jobs import TRANSITIONS, Actor, JobState
+from tests.db.moves import lead_to
 from tests.services.driver import Driver
 
 S = JobState
@@ -38,7 +40,7 @@ TABLE = {
     (S.STARTING, S.CANCELLED): {RECONCILER},
     (S.RUNNING, S.CANCELLED): {RECONCILER},
     (S.FINALIZING, S.CANCELLED): {RECONCILER},
-    (S.PAUSED, S.QUEUED): {API},
+    (S.PAUSED, S.QUEUED): {API, RECONCILER},
     (S.PAUSED, S.CANCELLED): {API},
     (S.FAILED, S.QUEUED): {API},
     (S.CANCELLED, S.QUEUED): {API},
@@ -53,8 +55,15 @@ def test_the_table_has_the_moves_of_the_design_and_no_other():
 
 
 def move(driver: Driver, job_id: str, source: JobState, target: JobState, actor: Actor) -> bool:
+    values: dict[str, object] = {}
+    if actor is WORKER:
+        row = job_queries.JobRow
+        values = {"fence": row.fence + 1, "attempt": row.attempt + 1, "owner": driver.worker()}
+        values["lease_expires_at"] = db_now(60)
     with driver.db.write() as session:
-        return job_queries.transition(session, job_id, source, target, actor, message="tried")
+        return job_queries.transition(
+            session, job_id, source, target, actor, message="tried", values=values
+        )
 
 
 def test_every_pair_outside_the_table_is_refused_and_changes_nothing(driver: Driver):
@@ -83,10 +92,10 @@ def test_every_pair_of_the_table_moves_a_job_that_is_in_its_source_and_only_such
         for actor in actors:
             others = [state for state in S if state is not source]
             for other in others:
-                driver.sql("UPDATE jobs SET state = :s WHERE id = :id", s=other, id=job_id)
+                lead_to(driver, job_id, other)
                 assert not move(driver, job_id, source, target, actor)
                 assert driver.job(job_id).state is other
-            driver.sql("UPDATE jobs SET state = :s WHERE id = :id", s=source, id=job_id)
+            lead_to(driver, job_id, source)
             assert move(driver, job_id, source, target, actor)
             assert driver.job(job_id).state is target
 

@@ -56,6 +56,7 @@ def test_a_step_that_comes_out_differently_is_counted_and_told(stack: Stack):
     stack.post(job_id, "cancel")
     stack.wait_for_state(job_id, "cancelled")
     with closing(sqlite3.connect(stack.home / "lorad.db")) as database, database:
+        database.execute("DROP TRIGGER trainer_events_never_change")
         database.execute(
             "UPDATE trainer_events SET body = json_set(body, '$.metrics.loss', 1.5)"
             " WHERE job_id = ? AND kind = 'step' AND step = 6",
