@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     """Deadline of a tool task, such as generating an answer, in seconds."""
     verify_seconds: Seconds = 600.0
     """Deadline of a verify-resume, which does training steps again, in seconds."""
+    hang_seconds: Seconds = 1800.0
+    """Time without a sign of progress after which a trainer is ended and replaced, in seconds."""
     max_crashes: int = Field(default=3, ge=1)
     """Crashes without a new checkpoint after which a job fails."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)

@@ -56,6 +56,22 @@ class Lease:
             raise Unavailable(f"the database has been away for {away_seconds:.0f} s")
         return self._desired
 
+    def confirm(self) -> None:
+        """Renew first if the lease may have ended, as after a stop of this process or an outage.
+
+        Whoever writes asks this before: the fence would refuse the write too, but only once the job
+        has a new owner.
+
+        Raises:
+            Fenced: The job belongs to another attempt now.
+            Unavailable: The database is away.
+        """
+        if time.monotonic() - self._renewed_at > self._settings.lease_seconds:
+            self._renew()
+            if time.monotonic() - self._renewed_at > self._settings.lease_seconds:
+                raise self._lost or Unavailable("the lease could not be renewed")
+        self.desired()
+
     def _keep(self) -> None:
         wait_seconds = 0.0
         while not self._stopped.is_set():
@@ -68,6 +84,7 @@ class Lease:
 
     def _renew(self) -> float:
         """Renew once and return the seconds until the next time."""
+        began = time.monotonic()  # the lease counts from before the database saw the renewal
         try:
             self._desired = runs.renew(self._db, self._settings, self._run)
         except Unavailable as error:
@@ -77,5 +94,8 @@ class Lease:
             self._lost = error
             self._stopped.set()
             return 0.0
-        self._renewed_at = time.monotonic()
+        except Exception:  # noqa: BLE001 (an edge: without this thread the lease would end)
+            _log.exception("renewing the lease of %s failed; trying again", self._run.job_id)
+            return _RETRY_SECONDS
+        self._renewed_at = began
         return self._settings.heartbeat_seconds

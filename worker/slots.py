@@ -111,5 +111,10 @@ class Slots:
         while not self._closing.wait(settings.heartbeat_seconds):
             try:
                 workers.beat(self._context.db, settings, self._context.worker_id)
+                # A bell that nobody hears, because the broker is away or has forgotten this
+                # consumer, must not keep a free slot from a waiting job.
+                self.ring()
             except LoradError as error:
                 _log.warning("heartbeat: %s", error)
+            except Exception:  # noqa: BLE001 (an edge: a worker without a heartbeat seems dead)
+                _log.exception("heartbeat failed; it goes on")

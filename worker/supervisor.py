@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from app.domain import checkpoints, failpoints
+from app.db.attempts import LOST
+from app.domain import checkpoints, disk, failpoints
 from app.domain.checkpoints import BadCheckpoint
 from app.domain.errors import Fenced, LoradError, Unavailable
 from app.domain.events import (
@@ -19,22 +20,25 @@ from app.domain.events import (
     StoppedEvent,
     TrainerEvent,
 )
-from app.domain.jobs import Desired, JobError, JobState
+from app.domain.jobs import DISK_FULL, Desired, JobError, JobState
 from app.domain.runs import (
     EVENTS_FILE,
     EXIT_BUSY,
+    EXIT_DISK_FULL,
     FINAL_FOLDER,
     LOG_FILE,
+    PULSE_FILE,
     StopReason,
     attempt_folder,
 )
-from app.services import recording, runs
+from app.services import leftovers, recording, runs
 from app.services.runs import Claimed
 from worker import runfile
 from worker.context import WorkerContext
 from worker.launcher import Launched
 from worker.lease import Lease
 from worker.tail import Tail
+from worker.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +72,9 @@ class Supervisor:
         self._stored: deque[TrainerEvent] = deque()
         self._finished: FinishedEvent | None = None
         self._failed: FailedEvent | None = None
+        self._stopped: StoppedEvent | None = None
+        self._watchdog = Watchdog(self._folder / PULSE_FILE, seconds=context.settings.hang_seconds)
+        self._hung_at: float | None = None
         self._stop_deadline: float | None = None
         self._terminated = False
         self._next_flush = 0.0
@@ -96,6 +103,8 @@ class Supervisor:
             _log.warning("%s; stopping its trainer", error)
         except LoradError as error:
             self._give_up(error)
+        except OSError as error:
+            self._give_up_on_files(error)
         except Exception:  # noqa: BLE001 (an edge: the job must not stay owned by nobody)
             _log.exception("supervising %s failed", self.run_id)
             self._give_up(Unavailable("the supervisor failed; see the worker's log"))
@@ -105,9 +114,9 @@ class Supervisor:
             self._context.stream.state_changed(self.run_id)
 
     def _begin(self) -> None:
-        start = self._retried(
-            lambda: runs.begin(self._context.db, self._context.settings, self._run)
-        )
+        db, settings, run = self._context.db, self._context.settings, self._run
+        self._retried(lambda: leftovers.take_in_of_job(db, settings, run))
+        start = self._retried(lambda: runs.begin(db, settings, run))
         runfile.write(self._context, self._run, self._folder, start, slot=self._slot)
         self._context.stream.state_changed(self.run_id)
 
@@ -119,6 +128,7 @@ class Supervisor:
             self._try_database(self._follow)
             if self._state is JobState.STOPPING:
                 return
+        self._watchdog.start()
         self._trainer = launcher.launch("trainer", self._folder, self._folder / LOG_FILE)
 
     def _watch(self) -> None:
@@ -130,6 +140,7 @@ class Supervisor:
             self._try_database(lambda ended=has_ended: self._flush(force=ended))
             self._try_database(self._follow)
             self._escalate(trainer)
+            self._end_if_it_hangs(trainer)
             if has_ended and not self._pending and not self._stored:
                 return
             self._wake.wait(_RETRY_SECONDS if self._is_database_away else _POLL_SECONDS)
@@ -153,6 +164,7 @@ class Supervisor:
         now = time.monotonic()
         is_due = now >= self._next_flush or len(self._pending) >= _FLUSH_ROWS
         if self._pending and (is_due or force):
+            self._lease.confirm()
             batch = list(self._pending)
             recording.record(self._context.db, self._run, batch)
             self._pending.clear()
@@ -174,6 +186,8 @@ class Supervisor:
                     self._move(JobState.FINALIZING, "the last step is done")
             case FailedEvent():
                 self._failed = event
+            case StoppedEvent():
+                self._stopped = event
             case _:
                 pass
 
@@ -211,6 +225,18 @@ class Supervisor:
         else:
             trainer.signal(signal.SIGKILL)
 
+    def _end_if_it_hangs(self, trainer: Launched) -> None:
+        """Abort a trainer without progress, which prints its threads' stacks, then kill it."""
+        if not self._watchdog.is_still():
+            return
+        now = time.monotonic()
+        if self._hung_at is None:
+            _log.warning("the trainer of %s hangs; its stacks go to its log", self.run_id)
+            self._hung_at = now
+            trainer.abort()
+        elif now > self._hung_at + _TERMINATE_SECONDS:
+            trainer.signal(signal.SIGKILL)
+
     def _settle(self) -> None:
         failpoints.hit("supervisor.settle")
         db, settings, run = self._context.db, self._context.settings, self._run
@@ -223,13 +249,30 @@ class Supervisor:
             self._succeed(self._finished)
         elif self._exit_status == EXIT_BUSY:
             self._retried(lambda: runs.give_back(db, settings, run, self._state, _BUSY))
+        elif self._exit_status == EXIT_DISK_FULL:
+            self._wait_for_space()
         else:
-            what = f"the trainer ended with {_describe(self._exit_status)}"
-            self._retried(lambda: runs.crash(db, settings, run, self._state, what))
+            self._crash(self._end_in_words())
 
     @property
     def _exit_status(self) -> int | None:
         return None if self._trainer is None else self._trainer.exit_status
+
+    def _end_in_words(self) -> str:
+        if self._hung_at is not None:
+            seconds = self._context.settings.hang_seconds
+            return f"the trainer hung: no progress for {seconds:g} s; its log has its stacks"
+        return f"the trainer ended with {_describe(self._exit_status)}"
+
+    def _wait_for_space(self, needed_bytes: int | None = None) -> None:
+        """Pause the job until there is as much space as its trainer says it needs."""
+        if needed_bytes is None and self._stopped is not None:
+            needed_bytes = self._stopped.needed_bytes
+        if self._state is not JobState.STOPPING:
+            why = "the disk is full"
+            self._retried(lambda: self._move(JobState.STOPPING, why, reason=DISK_FULL))
+        db, run = self._context.db, self._run
+        self._retried(lambda: runs.settle_stopped(db, run, needed_bytes=needed_bytes))
 
     def _succeed(self, finished: FinishedEvent) -> None:
         try:
@@ -241,19 +284,32 @@ class Supervisor:
             return
         self._retried(lambda: runs.succeed(self._context.db, self._run, finished))
 
+    def _give_up_on_files(self, error: OSError) -> None:
+        """Settle what could not be written down."""
+        if not disk.is_full(error):
+            _log.exception("supervising %s failed", self.run_id)
+            self._give_up(Unavailable(f"the supervisor failed: {error}"))
+            return
+        _log.error("job %s: %s", self.run_id, error)
+        self._end_trainer()
+        try:
+            self._wait_for_space(disk.needed_after(error, self._context.settings.home))
+        except LoradError as again:
+            _log.error("job %s is left to the reconciler: %s", self.run_id, again)
+
     def _give_up(self, error: LoradError) -> None:
         """Settle what could not be launched or supervised, if the database lets us."""
         _log.error("job %s: %s", self.run_id, error)
         # Whoever takes the job next must not meet this trainer.
         self._end_trainer()
         try:
-            self._crash(error.message)
+            self._crash(error.message, outcome=LOST)
         except LoradError as again:
             _log.error("job %s is left to the reconciler: %s", self.run_id, again)
 
-    def _crash(self, what: str) -> None:
-        settings = self._context.settings
-        self._retried(lambda: runs.crash(self._context.db, settings, self._run, self._state, what))
+    def _crash(self, what: str, *, outcome: str | None = None) -> None:
+        db, settings, run = self._context.db, self._context.settings, self._run
+        self._retried(lambda: runs.crash(db, settings, run, self._state, what, outcome=outcome))
 
     def _move(self, target: JobState, message: str, *, reason: str | None = None) -> None:
         runs.move(self._context.db, self._run, self._state, target, message=message, reason=reason)

@@ -1,7 +1,7 @@
 """Entry of the training process: one attempt of one job, told what to do by a file and a pipe."""
 
 import argparse
-import errno
+import faulthandler
 import fcntl
 import importlib
 import os
@@ -14,8 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.domain.errors import LoradError, OutOfMemory, TrainingError
-from app.domain.runs import EVENTS_FILE, EXIT_BUSY, RUN_FILE, RunFile, StopCommand, StopReason
+from app.domain import disk
+from app.domain.errors import LoradError, OutOfMemory, Unavailable
+from app.domain.runs import (
+    EVENTS_FILE,
+    EXIT_BUSY,
+    EXIT_DISK_FULL,
+    PULSE_FILE,
+    RUN_FILE,
+    RunFile,
+    StopCommand,
+    StopReason,
+)
 from worker import examiner
 from worker.examiner import Examiner
 
@@ -54,10 +64,13 @@ def main(run_folder: Path, control_fd: int) -> int:
 
     Returns:
         Exit code: 0 finished or stopped, 1 failed in a way that trying again repeats (there is a
-        `failed` event), 2 anything else, 75 another trainer holds the device.
+        `failed` event), 2 anything else, 74 the disk is full, 75 another trainer holds the device.
     """
     started = time.monotonic()
+    # The watchdog ends a trainer that hangs with SIGABRT: then the log shows where it was.
+    faulthandler.enable()
     preload()
+    from worker.training import pulse
     from worker.training.reporting import EventLog
 
     try:
@@ -66,11 +79,12 @@ def main(run_folder: Path, control_fd: int) -> int:
             control = Control(control_fd)
             control.watch()
             run = RunFile.model_validate_json((run_folder / RUN_FILE).read_bytes())
+            pulse.start(run.attempt_folder / PULSE_FILE)
             with EventLog(run.attempt_folder / EVENTS_FILE) as log:
                 return _attempt(run, log, control, started, outside)
-    except Exception:  # noqa: BLE001 - the edge of the process: to its log, the supervisor retries
+    except Exception as error:  # noqa: BLE001 - the edge of the process: the supervisor retries
         traceback.print_exc()
-        return 2
+        return EXIT_DISK_FULL if disk.is_full(error) else 2
 
 
 def preload() -> None:
@@ -137,6 +151,10 @@ def _attempt(
         return EXIT_BUSY
     except Exception as error:
         # The edge of the process: known failures become an event, others go on.
+        if disk.is_full(error):
+            traceback.print_exc()
+            log.disk_full(needed_bytes=disk.needed_after(error, run.attempt_folder))
+            return EXIT_DISK_FULL
         failure = _deterministic(error)
         if failure is None:
             raise
@@ -175,15 +193,13 @@ def _deterministic(error: Exception) -> LoradError | None:
     import torch
 
     if isinstance(error, LoradError):
-        return error
+        return None if isinstance(error, Unavailable) else error
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_cpu_allocator(error):
         return OutOfMemory(
             f"{error}; lower training.per_device_train_batch_size (and raise"
             " gradient_accumulation_steps), lower dataset.max_length, or set"
             " training.gradient_checkpointing to true"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TrainingError(f"the disk is full: {error}", code="disk_full")
     return None
 
 

@@ -145,6 +145,14 @@ def beyond_limit(session: Session, job_id: str, limit: int) -> Sequence[Checkpoi
     return [each for each in found[num_kept:] if each.id not in (best_id, wanted_id)]
 
 
+def folders(session: Session, job_ids: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Return (job, attempt, step) of every checkpoint that has a row."""
+    query = select(CheckpointRow.job_id, CheckpointRow.attempt, CheckpointRow.step).where(
+        CheckpointRow.job_id.in_(job_ids)
+    )
+    return {(job_id, attempt, step) for job_id, attempt, step in session.execute(query)}
+
+
 def half_deleted(session: Session) -> Sequence[Checkpoint]:
     """Return the checkpoints marked `deleting` of jobs that no worker owns."""
     query = (

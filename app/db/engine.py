@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -9,19 +10,33 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
+from app.db import filesystem
+from app.domain import failpoints
 from app.domain.errors import Unavailable
 
 _BUSY_TIMEOUT_MS = 15_000
 _CONNECT_SECONDS = 5
+# A process that is stopped inside a transaction (SIGSTOP, a suspended machine, a partition) would
+# keep its rows locked for ever: PostgreSQL ends its session, and others wait no longer than this.
+_MOST_IDLE_SECONDS = 10
+_MOST_LOCKED_SECONDS = 5
+# PostgreSQL's codes for a session that was ended for being idle in a transaction.
+_ENDED = ("25P03", "57P05")
 # PostgreSQL's codes for a table and a column that do not exist.
 _UNDEFINED = ("42P01", "42703")
 
 
 class Database:
-    """Units of work on one database; each `with` block is one transaction."""
+    """Units of work on one database; each `with` block is one transaction.
+
+    Raises:
+        StartupError: It is an SQLite file on a network filesystem.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
+        if self.url.get_backend_name() == "sqlite" and self.url.database:
+            filesystem.require_local(Path(self.url.database))
         self.engine = _create(url)
 
     @contextmanager
@@ -41,6 +56,8 @@ class Database:
         ):
             session.connection(execution_options={"lorad_begin": "BEGIN IMMEDIATE"})
             yield session
+            failpoints.hit("database.commit")
+        failpoints.hit("database.committed")
 
     @contextmanager
     def read(self) -> Generator[Session]:
@@ -59,6 +76,8 @@ class Database:
 def is_outage(error: DBAPIError) -> bool:
     """Tell a database that is away, or not there at all, from a statement that is wrong."""
     if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if getattr(error.orig, "sqlstate", None) in _ENDED:
         return True
     return isinstance(error, OperationalError)
 
@@ -98,7 +117,16 @@ def _create(url: str) -> Engine:
         pool_size=10,
         max_overflow=20,
         pool_timeout=_CONNECT_SECONDS,
-        connect_args={"connect_timeout": _CONNECT_SECONDS},
+        connect_args={
+            "connect_timeout": _CONNECT_SECONDS,
+            "options": f"-c idle_in_transaction_session_timeout={_MOST_IDLE_SECONDS}s"
+            f" -c lock_timeout={_MOST_LOCKED_SECONDS}s",
+            # A server that vanished without a word is noticed within half a minute.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 4,
+            "tcp_user_timeout": 30_000,
+        },
     )
 
 

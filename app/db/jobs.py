@@ -6,10 +6,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from app.db.tables import AttemptRow, JobEventRow, JobRow
+from app.db import attempts
+from app.db.tables import JobEventRow, JobRow
 from app.db.types import db_now
 from app.domain import ids
 from app.domain.jobs import (
+    DISK_FULL,
     OWNED_STATES,
     TERMINAL_STATES,
     Actor,
@@ -47,12 +49,20 @@ def insert(session: Session, project_id: str, spec: JobSpec) -> str:
 
 
 def get(
-    session: Session, job_id: str, *, project_id: str | None = None, lock: bool = False
+    session: Session,
+    job_id: str,
+    *,
+    project_id: str | None = None,
+    lock: bool = False,
+    skip_locked: bool = False,
 ) -> JobRow | None:
-    """Return a job; with `lock` no other transaction changes it until this one ends."""
+    """Return a job; with `lock` no other transaction changes it until this one ends.
+
+    With `skip_locked` a job that another transaction holds is as good as none.
+    """
     query = select(JobRow).where(JobRow.id == job_id)
     if lock:
-        query = query.with_for_update()
+        query = query.with_for_update(skip_locked=skip_locked)
     if project_id is not None:
         query = query.where(JobRow.project_id == project_id)
     return session.scalar(query)
@@ -100,6 +110,7 @@ def transition(
     changes: dict[str, Any] = {
         "state": target.value,
         "state_reason": reason,
+        "needed_bytes": None,
         "updated_at": db_now(),
     }
     if target in TERMINAL_STATES:
@@ -179,11 +190,7 @@ def claim(
     if not claimed:
         return None
     row = session.get_one(JobRow, job_id, populate_existing=True)
-    session.add(
-        AttemptRow(
-            job_id=job_id, attempt=row.attempt, fence=row.fence, worker_id=worker_id, spec=row.spec
-        )
-    )
+    attempts.insert(session, row, worker_id=worker_id)
     return row
 
 
@@ -202,10 +209,21 @@ def renew(session: Session, job_id: str, *, fence: int, lease_seconds: float) ->
 
 def update_owned(session: Session, job_id: str, *, fence: int, values: Mapping[str, Any]) -> bool:
     """Set columns for an attempt; False when it is fenced, and then nothing else may be written."""
+    return update_guarded(session, job_id, guards=owned_by(fence), values=values)
+
+
+def update_guarded(
+    session: Session,
+    job_id: str,
+    *,
+    guards: Sequence[ColumnElement[bool]],
+    values: Mapping[str, Any],
+) -> bool:
+    """Set columns if the guards hold, and lock the row; False when they do not."""
     statement = (
         update(JobRow)
-        .where(JobRow.id == job_id, *owned_by(fence))
-        .values(**values)
+        .where(JobRow.id == job_id, *guards)
+        .values(**(values or {"fence": JobRow.fence}))
         .execution_options(synchronize_session=False)
     )
     return _changed(session, statement) == 1
@@ -242,6 +260,14 @@ def expired(session: Session, *, grace_seconds: float) -> Sequence[JobRow]:
         JobRow.state.in_(_OWNED), JobRow.lease_expires_at < db_now(-grace_seconds)
     )
     return session.scalars(query).all()
+
+
+def waiting_for_space(session: Session) -> Sequence[JobRow]:
+    """Return jobs that were paused by a full disk and not by their users."""
+    query = select(JobRow).where(
+        JobRow.state == JobState.PAUSED.value, JobRow.state_reason == DISK_FULL
+    )
+    return session.scalars(query.order_by(JobRow.priority.desc(), JobRow.id)).all()
 
 
 def states(session: Session, job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -285,26 +311,6 @@ def remove(session: Session, job_id: str) -> bool:
         JobRow.id == job_id, JobRow.state.in_([state.value for state in TERMINAL_STATES])
     )
     return _changed(session, statement) == 1
-
-
-def end_attempt(session: Session, job_id: str, attempt: int, outcome: str) -> None:
-    session.execute(
-        update(AttemptRow)
-        .where(AttemptRow.job_id == job_id, AttemptRow.attempt == attempt)
-        .values(ended_at=db_now(), outcome=outcome)
-        .execution_options(synchronize_session=False)
-    )
-
-
-def start_attempt_at(
-    session: Session, job_id: str, attempt: int, *, step: int, checkpoint_id: str | None
-) -> None:
-    session.execute(
-        update(AttemptRow)
-        .where(AttemptRow.job_id == job_id, AttemptRow.attempt == attempt)
-        .values(start_step=step, checkpoint_id=checkpoint_id)
-        .execution_options(synchronize_session=False)
-    )
 
 
 def add_event(

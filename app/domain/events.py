@@ -178,14 +178,16 @@ class FinishedEvent(_Event):
 
 
 class StoppedEvent(_Event):
-    """The trainer obeyed a stop command."""
+    """The trainer obeyed a stop command, or stopped because there was no room to save."""
 
     kind: Literal["stopped"] = "stopped"
     """Always `stopped`."""
     step: int
     """Optimizer steps done."""
-    reason: StopReason
-    """The command."""
+    reason: StopReason | Literal["disk_full"]
+    """The command, or `disk_full`."""
+    needed_bytes: int | None = None
+    """Free space to wait for before it makes sense to go on."""
 
 
 class FailedEvent(_Event):

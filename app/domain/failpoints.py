@@ -5,6 +5,7 @@ The variable holds `name=action` pairs joined by `;`. An action is one of
 - `kill`: SIGKILL this process,
 - `stop`: SIGSTOP this process,
 - `sleep:SECONDS`,
+- `hold:SECONDS`: sleep, and let no other thread of this process run either,
 - `raise:ERRNO_NAME`, for example `raise:ENOSPC`; `raise:MEMORY` is a MemoryError,
 - `child:SECONDS`: start a child process that sleeps, as a library might,
 - `report:PATH`: write the loaded modules and the environment of this process to a file,
@@ -12,6 +13,7 @@ The variable holds `name=action` pairs joined by `;`. An action is one of
 and may end in `@N`: act on the N-th visit only (counted per process).
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -58,6 +60,9 @@ def _act(name: str, verb: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "sleep":
             time.sleep(float(argument))
+        case "hold":
+            # Unlike CDLL, PyDLL keeps the interpreter's lock during the call.
+            ctypes.PyDLL(None).usleep(int(float(argument) * 1_000_000))
         case "raise":
             _raise(name, argument)
         case "child":

@@ -1,5 +1,6 @@
 """What the worker tells the trainer: run.json at the start, then commands on the control pipe."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,8 @@ EVENTS_FILE = "events.jsonl"
 LOG_FILE = "trainer.log"
 FATES_FILE = "receipt.jsonl"
 SPEC_FILE = "spec.json"
+# A counter that the trainer moves as it works; one that stands still is a trainer that hangs.
+PULSE_FILE = "pulse"
 FINAL_FOLDER = "final"
 # Below the cache folder: a folder per encoded data set, in which the time of one file tells when it
 # was used last.
@@ -21,8 +24,19 @@ TOKENS_USED_FILE = "MANIFEST.json"
 
 # Exit status of a trainer that did not get its lock: nothing is wrong with the job (EX_TEMPFAIL).
 EXIT_BUSY = 75
+# Exit status of a trainer that ran out of disk: the job waits for space (EX_IOERR).
+EXIT_DISK_FULL = 74
 
 StopReason = Literal["pause", "cancel", "drain"]
+
+
+@dataclass(frozen=True)
+class AttemptKey:
+    """Which attempt of which job, and the fence that all its writes carry."""
+
+    job_id: str
+    attempt: int
+    fence: int
 
 
 class ResumePoint(BaseModel):
@@ -69,6 +83,13 @@ class StopCommand(BaseModel):
 
 def checkpoint_folder_name(step: int) -> str:
     return f"checkpoint-{step}"
+
+
+def step_of_folder(name: str) -> int | None:
+    """Return the step that a folder's name is of; None when it is no checkpoint's."""
+    prefix, _, step = name.partition("-")
+    is_one = prefix == "checkpoint" and step.isascii() and step.isdecimal()
+    return int(step) if is_one else None
 
 
 def attempt_folder(home: Path, job_id: str, attempt: int) -> Path:

@@ -20,6 +20,7 @@ from app.domain.errors import (
 )
 from app.domain.groups import shown
 from app.domain.jobs import (
+    DISK_FULL,
     OWNED_STATES,
     Actor,
     Desired,
@@ -123,6 +124,8 @@ def pause(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
             _leave_queue(session, row, JobState.PAUSED, Desired.PAUSE)
         elif row.desired == Desired.RUN and row.state in _PAUSABLE:
             _request(session, row, Desired.PAUSE, _PAUSABLE)
+        elif row.state == JobState.PAUSED and row.state_reason == DISK_FULL:
+            _keep_paused(session, row)
         elif not (row.desired == Desired.PAUSE and row.state in OWNED_STATES):
             raise _conflict(row, "pause")
     return _told(db, outside, project_id, job_id)
@@ -243,6 +246,14 @@ def _leave_queue(session: Session, row: JobRow, target: JobState, desired: Desir
     )
     if not moved:
         raise StateConflict(f"job {row.id} changed while it was asked to {desired}; try again")
+
+
+def _keep_paused(session: Session, row: JobRow) -> None:
+    """Let a job that waits for space wait for its user instead."""
+    values = {"state_reason": Desired.PAUSE.value, "needed_bytes": None}
+    job_queries.set_progress(session, row.id, values)
+    message = "pause requested; it does not go on by itself when there is space again"
+    job_queries.add_event(session, row.id, "requested", message, attempt=row.attempt)
 
 
 def _request(session: Session, row: JobRow, desired: Desired, states: Sequence[JobState]) -> None:

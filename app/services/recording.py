@@ -18,6 +18,7 @@ from app.domain.events import (
     StepEvent,
     TrainerEvent,
 )
+from app.domain.runs import AttemptKey
 from app.services import replay
 from app.services.runs import Claimed, require_owner
 
@@ -32,23 +33,26 @@ def record(db: Database, run: Claimed, events: Sequence[TrainerEvent]) -> None:
         Fenced: Another attempt owns the job; nothing was written.
     """
     with db.write() as session:
-        require_owner(session, run, _progress(events))
-        # After a commit whose answer was lost, the same events come again.
-        stored = event_queries.high_water(session, run.job_id, run.attempt)
-        new = [event for event in events if event.seq > stored]
-        if not new:
-            return
-        event_queries.insert_many(
-            session, run.job_id, fence=run.fence, attempt=run.attempt, events=new
-        )
-        for event in new:
-            _record_one(session, run, event)
-        replay.compare(session, run, new)
+        require_owner(session, run, progress(events))
+        store(session, run, events)
         failpoints.hit("record.commit")
 
 
-def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
-    """Return how far the events say the job is; only work that was done moves it."""
+def store(session: Session, key: AttemptKey, events: Sequence[TrainerEvent]) -> None:
+    """Insert events of an attempt and what follows from each; the job's row is locked by then."""
+    # After a commit whose answer was lost, the same events come again.
+    stored = event_queries.high_water(session, key.job_id, key.attempt)
+    new = [event for event in events if event.seq > stored]
+    if not new:
+        return
+    event_queries.insert_many(session, key.job_id, fence=key.fence, attempt=key.attempt, events=new)
+    for event in new:
+        _record_one(session, key, event)
+    replay.compare(session, key, new)
+
+
+def progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
+    """Return columns of the job that say how far it is; only work that was done moves it."""
     values: dict[str, Any] = {}
     for event in events:
         match event:
@@ -61,7 +65,7 @@ def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
             case NoticeEvent(code="nonfinite_skipped"):
                 values["skipped_steps"] = event.data["num_skipped"]
             case CheckpointEvent():
-                values["step"] = event.step
+                values |= {"step": event.step, "crash_streak": 0}
             case EvaluationEvent():
                 measured = event.evaluation
                 values["eval_loss"] = measured.eval_loss
@@ -72,30 +76,27 @@ def _progress(events: Sequence[TrainerEvent]) -> dict[str, Any]:
     return values
 
 
-def _record_one(session: Session, run: Claimed, event: TrainerEvent) -> None:
+def _record_one(session: Session, key: AttemptKey, event: TrainerEvent) -> None:
     match event:
         case CheckpointEvent():
             checkpoint_id = checkpoint_queries.insert(
-                session, run.job_id, attempt=run.attempt, fence=run.fence, event=event
-            )
-            job_queries.update_owned(
-                session, run.job_id, fence=run.fence, values={"crash_streak": 0}
+                session, key.job_id, attempt=key.attempt, fence=key.fence, event=event
             )
             job_queries.add_event(
                 session,
-                run.job_id,
+                key.job_id,
                 "checkpoint",
                 f"checkpoint {event.step} committed",
-                attempt=run.attempt,
+                attempt=key.attempt,
                 data={"step": event.step, "checkpoint_id": checkpoint_id, "bytes": event.bytes},
             )
         case NoticeEvent():
             job_queries.add_event(
                 session,
-                run.job_id,
+                key.job_id,
                 event.code,
                 event.message,
-                attempt=run.attempt,
+                attempt=key.attempt,
                 data=event.data,
             )
         case _:

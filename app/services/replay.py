@@ -10,7 +10,7 @@ from app.db import replays
 from app.db.replays import DoneStep, Start
 from app.domain.events import StepEvent, TrainerEvent
 from app.domain.metrics import StepMetrics
-from app.services.runs import Claimed
+from app.domain.runs import AttemptKey
 
 MISMATCH = "replay_mismatch"
 COMPARED = ("loss", "grad_norm", "batch_sha")
@@ -28,31 +28,31 @@ _HARMLESS_IN_TRAINING = (
 _History = list[tuple[int, int, dict[str, Any]]]
 
 
-def compare(session: Session, run: Claimed, events: Sequence[TrainerEvent]) -> None:
+def compare(session: Session, key: AttemptKey, events: Sequence[TrainerEvent]) -> None:
     """Compare new steps with the same steps of earlier attempts, and count and tell differences.
 
     A step is compared with the newest earlier attempt that did it by the same spec, from the first
     step on, in all that changes numbers; one that did it by another spec has no equal to be.
     """
     new = [event for event in events if isinstance(event, StepEvent)]
-    if run.attempt == 1 or not new:
+    if key.attempt == 1 or not new:
         return
     done = replays.done_steps(
         session,
-        run.job_id,
+        key.job_id,
         first=min(event.step for event in new),
         last=max(event.step for event in new),
-        before_fence=run.fence,
+        before_fence=key.fence,
     )
-    pairs = _pairs(session, run, new, [each for each in done if each.superseded])
+    pairs = _pairs(session, key, new, [each for each in done if each.superseded])
     if not pairs:
         return
     different = [pair for pair in pairs if differences(pair[0].metrics, pair[1].metrics)]
     replays.count(
-        session, run.job_id, fence=run.fence, replayed=len(pairs), mismatches=len(different)
+        session, key.job_id, fence=key.fence, replayed=len(pairs), mismatches=len(different)
     )
-    if different and not replays.has_event(session, run.job_id, attempt=run.attempt, kind=MISMATCH):
-        _tell(session, run, *different[0])
+    if different and not replays.has_event(session, key.job_id, attempt=key.attempt, kind=MISMATCH):
+        _tell(session, key, *different[0])
 
 
 def differences(before: StepMetrics, now: StepMetrics) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def differences(before: StepMetrics, now: StepMetrics) -> dict[str, Any]:
 
 
 def numbers_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a stored spec that decides the numbers of a run."""
+    """Return the part of a stored spec that decides the numbers of a key."""
     left = {key: value for key, value in spec.items() if key not in _HARMLESS}
     training = spec["training"]
     left["training"] = {k: v for k, v in training.items() if k not in _HARMLESS_IN_TRAINING}
@@ -109,16 +109,16 @@ def _joined(parts: _History) -> _History:
 
 
 def _pairs(
-    session: Session, run: Claimed, new: Sequence[StepEvent], done: Sequence[DoneStep]
+    session: Session, key: AttemptKey, new: Sequence[StepEvent], done: Sequence[DoneStep]
 ) -> list[tuple[DoneStep, StepEvent]]:
     """Pair each new step with the newest earlier one that has the same history."""
     if not done:
         return []
-    starts = replays.starts(session, run.job_id)
-    saved = replays.saved_steps(session, run.job_id)
+    starts = replays.starts(session, key.job_id)
+    saved = replays.saved_steps(session, key.job_id)
     pairs: list[tuple[DoneStep, StepEvent]] = []
     for event in new:
-        ours = history(starts, saved, run.fence, event.step)
+        ours = history(starts, saved, key.fence, event.step)
         for before in done:
             if before.metrics.step != event.step:
                 continue
@@ -128,21 +128,21 @@ def _pairs(
     return pairs
 
 
-def _tell(session: Session, run: Claimed, before: DoneStep, event: StepEvent) -> None:
+def _tell(session: Session, key: AttemptKey, before: DoneStep, event: StepEvent) -> None:
     found = differences(before.metrics, event.metrics)
     values = "; ".join(f"{name} {each['before']} -> {each['now']}" for name, each in found.items())
     message = (
         f"step {event.step} was done again and is not what it was: {values}. Further differences"
         " of this attempt are counted in replay_mismatches only"
     )
-    if replays.has_event(session, run.job_id, attempt=run.attempt, kind="surroundings_changed"):
+    if replays.has_event(session, key.job_id, attempt=key.attempt, kind="surroundings_changed"):
         message += "; it runs in other surroundings, see the event surroundings_changed"
     job_queries.add_event(
         session,
-        run.job_id,
+        key.job_id,
         MISMATCH,
         message,
-        attempt=run.attempt,
+        attempt=key.attempt,
         data={"step": event.step, "fence_before": before.fence, **found},
     )
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
+from app.db import attempts
 from app.db import checkpoints as checkpoint_queries
 from app.db import jobs as job_queries
 from app.db import trainer_events as event_queries
@@ -167,9 +168,12 @@ def _newest_good(db: Database, outside: Outside, row: JobRow) -> Checkpoint | No
             bad = error
             continue
         return newest
-    if bad is not None:
+    with db.read() as session:
+        left = checkpoint_queries.of_job(session, row.id, superseded=False)
+    if bad is not None or left:
+        why = bad.message if bad is not None else f"{len(left)} of {len(left)} are corrupt"
         raise CheckpointUnusable(
-            f"job {row.id} has no checkpoint that verifies ({bad.message}); "
+            f"job {row.id} has no checkpoint that verifies ({why}); "
             "resume with from_scratch to start again",
             param="checkpoint",
         )
@@ -240,6 +244,7 @@ def _requeue(
     )
     if not moved:
         raise StateConflict(f"job {row.id} changed while it was being resumed; try again")
+    attempts.abandon(session, row.id)
     if start is not None:
         _require_still_there(session, start)
     leave_behind(session, row.id, after_step=step, before_fence=row.fence + 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db import attempts
 from app.db import checkpoints as checkpoint_queries
 from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
@@ -13,12 +14,13 @@ from app.db import workers as worker_queries
 from app.db.engine import Database
 from app.db.jobs import JobRow
 from app.db.types import db_now
-from app.domain import failpoints
+from app.domain import disk, failpoints
 from app.domain.checkpoints import Checkpoint
 from app.domain.datasets import Dataset
 from app.domain.errors import Fenced
 from app.domain.events import FinishedEvent
-from app.domain.jobs import OWNED_STATES, Actor, Desired, JobError, JobState
+from app.domain.jobs import DISK_FULL, OWNED_STATES, Actor, Desired, JobError, JobState
+from app.domain.runs import AttemptKey
 from app.domain.spec import JobSpec
 from app.domain.workers import Capability
 from app.services import checkpoints, resume
@@ -29,12 +31,9 @@ _MAX_BACKOFF_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Claimed:
+class Claimed(AttemptKey):
     """A job that this worker owns under a fence."""
 
-    job_id: str
-    attempt: int
-    fence: int
     spec: JobSpec
     dataset: Dataset
     eval_dataset: Dataset | None
@@ -97,13 +96,8 @@ def begin(db: Database, settings: Settings, run: Claimed) -> Checkpoint | None:
             resume.tell_fallback(session, run.job_id, run.attempt, wanted_id, start)
         require_owner(session, run, {"resume_checkpoint_id": None})
         resume.leave_behind(session, run.job_id, after_step=step, before_fence=run.fence)
-        job_queries.start_attempt_at(
-            session,
-            run.job_id,
-            run.attempt,
-            step=step,
-            checkpoint_id=None if start is None else start.id,
-        )
+        checkpoint_id = None if start is None else start.id
+        attempts.start_at(session, run, step=step, checkpoint_id=checkpoint_id)
     return start
 
 
@@ -177,33 +171,55 @@ def succeed(db: Database, run: Claimed, finished: FinishedEvent) -> None:
         _settle(session, run, JobState.FINALIZING, JobState.SUCCEEDED, reason, message, values)
 
 
-def settle_stopped(db: Database, run: Claimed) -> JobState:
+def settle_stopped(db: Database, run: Claimed, *, needed_bytes: int | None = None) -> JobState:
     """Settle a job whose trainer has stopped, by what is asked of it at this moment.
 
+    Args:
+        needed_bytes: Free space to wait for, where the trainer stopped for want of it.
+
     Returns:
-        cancelled or paused as the user wished; queued when it was only drained.
+        cancelled or paused as the user wished; paused when the disk is full; queued when it was
+        only drained.
 
     Raises:
         Fenced: Another attempt owns the job.
     """
     with db.write() as session:
         row = _locked(session, run)
+        is_full = row.state_reason == DISK_FULL and row.desired == Desired.RUN
         target = {
             Desired.CANCEL: JobState.CANCELLED,
             Desired.PAUSE: JobState.PAUSED,
-            Desired.RUN: JobState.QUEUED,
+            Desired.RUN: JobState.PAUSED if is_full else JobState.QUEUED,
         }[Desired(row.desired)]
-        reason = row.desired if target is not JobState.QUEUED else "drain"
-        values = {"rung_at": db_now(), "not_before": db_now()}
-        _settle(session, run, JobState.STOPPING, target, reason, f"{reason} done", values)
+        values: dict[str, Any] = {"rung_at": db_now(), "not_before": db_now()}
+        if is_full:
+            needed_bytes = needed_bytes or disk.SOME_BYTES
+            values["needed_bytes"] = needed_bytes
+            message = f"the disk is full; it goes on when {needed_bytes / 1e6:.0f} MB are free"
+            _settle(session, run, JobState.STOPPING, target, DISK_FULL, message, values)
+        else:
+            reason = row.desired if target is not JobState.QUEUED else "drain"
+            _settle(session, run, JobState.STOPPING, target, reason, f"{reason} done", values)
     return target
 
 
-def crash(db: Database, settings: Settings, run: Claimed, source: JobState, what: str) -> None:
+def crash(
+    db: Database,
+    settings: Settings,
+    run: Claimed,
+    source: JobState,
+    what: str,
+    *,
+    outcome: str | None = None,
+) -> None:
     """Settle a job whose trainer died.
 
     It goes back in the queue, or fails when its crash budget is spent, or ends as the user wished
     when a pause or cancel was asked for meanwhile.
+
+    Args:
+        outcome: How the attempt ended; the state that the job gets when not given.
 
     Raises:
         Fenced: Another attempt owns the job.
@@ -211,13 +227,14 @@ def crash(db: Database, settings: Settings, run: Claimed, source: JobState, what
     with db.write() as session:
         row = _locked(session, run)
         if row.desired != Desired.RUN:
-            _end_as_wished(session, run, source, Desired(row.desired), what)
+            _end_as_wished(session, run, source, Desired(row.desired), what, outcome)
             return
         streak = row.crash_streak + 1
         if streak >= settings.max_crashes:
             error = crash_loop(streak, what)
             values: dict[str, Any] = {"error": error.model_dump(), "crash_streak": streak}
-            _settle(session, run, source, JobState.FAILED, error.code, error.message, values)
+            target, reason, message = JobState.FAILED, error.code, error.message
+            _settle(session, run, source, target, reason, message, values, outcome=outcome)
             return
         wait_seconds = backoff_seconds(streak)
         values = {
@@ -226,7 +243,8 @@ def crash(db: Database, settings: Settings, run: Claimed, source: JobState, what
             "rung_at": db_now(wait_seconds - settings.ring_again_seconds),
         }
         message = f"{what}; trying again" + (f" in {wait_seconds:.0f} s" if wait_seconds else "")
-        _settle(session, run, source, JobState.QUEUED, "crash", message, values)
+        target = JobState.QUEUED
+        _settle(session, run, source, target, "crash", message, values, outcome=outcome)
 
 
 def give_back(db: Database, settings: Settings, run: Claimed, source: JobState, what: str) -> None:
@@ -284,12 +302,18 @@ def _locked(session: Session, run: Claimed) -> JobRow:
 
 
 def _end_as_wished(
-    session: Session, run: Claimed, source: JobState, desired: Desired, what: str
+    session: Session,
+    run: Claimed,
+    source: JobState,
+    desired: Desired,
+    what: str,
+    outcome: str | None = None,
 ) -> None:
     target = JobState.CANCELLED if desired is Desired.CANCEL else JobState.PAUSED
     if source is not JobState.STOPPING:
         _settle(session, run, source, JobState.STOPPING, desired, what, {}, ends=False)
-    _settle(session, run, JobState.STOPPING, target, desired, f"{desired} done: {what}", {})
+    done = f"{desired} done: {what}"
+    _settle(session, run, JobState.STOPPING, target, desired, done, {}, outcome=outcome)
 
 
 def _settle(
@@ -302,6 +326,7 @@ def _settle(
     values: Mapping[str, Any],
     *,
     ends: bool = True,
+    outcome: str | None = None,
 ) -> None:
     moved = job_queries.transition(
         session,
@@ -317,13 +342,16 @@ def _settle(
     if not moved and not _is_there(session, run, target):
         raise Fenced(f"attempt {run.attempt} of {run.job_id} cannot go from {source} to {target}")
     if ends:
-        job_queries.end_attempt(session, run.job_id, run.attempt, target)
+        attempts.end(session, run, outcome or target)
 
 
 def _is_there(session: Session, run: Claimed, target: JobState) -> bool:
     """Tell whether the same move was committed before, with its answer lost."""
     row = job_queries.get(session, run.job_id)
-    return row is not None and row.fence == run.fence and row.state == target
+    if row is None or row.fence != run.fence or row.state != target:
+        return False
+    # The reconciler may have brought it there; then the attempt did not end it.
+    return target in OWNED_STATES or attempts.outcome(session, run) == target
 
 
 def require_owner(session: Session, run: Claimed, values: Mapping[str, Any]) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from app.db import attempts
 from app.db import checkpoints as checkpoint_queries
 from app.db import jobs as job_queries
 from app.db.engine import Database
 from app.domain import ids
 from app.domain.jobs import OWNED_STATES
-from app.domain.runs import TOKENS_FOLDER, TOKENS_USED_FILE, job_folder
+from app.domain.runs import TOKENS_FOLDER, TOKENS_USED_FILE, job_folder, step_of_folder
 from app.services import checkpoints
 from app.settings import Settings
 
@@ -47,7 +48,10 @@ def finish_deletions(db: Database, settings: Settings) -> None:
 
 
 def sweep_jobs(db: Database, settings: Settings) -> None:
-    """Remove half-written folders of jobs that no worker owns.
+    """Remove half-written folders, and checkpoints without a row, of jobs that no worker owns.
+
+    A trainer that is killed between writing a checkpoint and reporting it leaves a folder that
+    nothing refers to; its steps are done again.
 
     A folder whose job has no row stays: with a database restored from a backup, or another one on
     this home, it may be all that is left of a job.
@@ -55,9 +59,13 @@ def sweep_jobs(db: Database, settings: Settings) -> None:
     for job_ids in _batches(settings.home / "jobs", "job"):
         with db.read() as session:
             states = job_queries.states(session, job_ids)
+            known = checkpoint_queries.folders(session, job_ids)
+            unread = attempts.unread(session, job_ids)
         for job_id in job_ids:
             if job_id in states and states[job_id] not in OWNED_STATES:
-                _remove_old(_leftovers_of_attempts(job_folder(settings.home, job_id)))
+                folder = job_folder(settings.home, job_id)
+                _remove_old(_leftovers_of_attempts(folder))
+                _remove_old(_orphans(folder, job_id, known, unread))
 
 
 def sweep_datasets(settings: Settings) -> None:
@@ -104,6 +112,19 @@ def _leftovers_of_attempts(job: Path) -> Iterator[Path]:
     for attempt in _folders(job / "attempts"):
         if attempt.name.isdecimal():
             yield from _leftovers(attempt)
+
+
+def _orphans(
+    job: Path, job_id: str, known: set[tuple[str, int, int]], unread: set[tuple[str, int]]
+) -> Iterator[Path]:
+    """Yield the checkpoint folders that no row knows, of attempts that have nothing left to say."""
+    for attempt in _folders(job / "attempts"):
+        if not attempt.name.isdecimal() or (job_id, int(attempt.name)) in unread:
+            continue
+        for folder in _folders(attempt):
+            step = step_of_folder(folder.name)
+            if step is not None and (job_id, int(attempt.name), step) not in known:
+                yield folder
 
 
 def _leftovers(parent: Path) -> Iterator[Path]:

@@ -121,6 +121,20 @@ def test_a_trainer_that_does_not_stop_is_ended_with_its_children(make_stack: Mak
     assert alive == []
 
 
+def test_processes_that_a_killed_trainer_started_end_with_it(make_stack: MakeStack):
+    stack = make_stack(LORAD_FAILPOINTS="trainer.micro_batch=child:600@1;trainer.step=sleep:0.08")
+    job_id = submitted(stack)
+    stack.wait_for_step(job_id, 2)
+    (trainer,) = stack.trainers()
+    started = [each for each in trainer.children() if each.name() == "sleep"]
+    assert started
+
+    trainer.send_signal(signal.SIGKILL)
+
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert not alive
+
+
 def test_a_trainer_that_crashes_at_every_start_fails_the_job(make_stack: MakeStack):
     stack = make_stack(LORAD_FAILPOINTS="trainer.load=kill")
     job_id = submitted(stack)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +64,9 @@ class FakeStream(LiveStream):
     def __init__(self) -> None:
         self.hints: list[str] = []
         self.nudges: list[str] = []
+
+    def publish(self, job_id: str, fence: int, events: Sequence[TrainerEvent]) -> None:
+        pass
 
     def hint(self, job_id: str) -> None:
         self.hints.append(job_id)

@@ -156,3 +156,15 @@ def test_a_worker_that_is_silent_for_a_lease_is_not_listed(driver: Driver):
 
     assert len(before) == 1
     assert catalog.list_workers(driver.db, driver.settings) == []
+
+
+def test_a_job_in_its_back_off_does_not_keep_the_next_one_waiting(driver: Driver):
+    driver.submit(priority=9)
+    driver.crash(driver.started())
+    driver.crash(driver.started())
+    behind = driver.submit()
+
+    run = driver.claim()
+
+    assert run is not None
+    assert run.job_id == behind

@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.errors import Fenced
 from app.domain.jobs import Desired, JobError, JobState
-from app.services import runs
+from app.services import reconcile, runs
 from app.services.runs import Claimed
 from tests.services.driver import Driver
 
@@ -155,3 +155,18 @@ def test_a_failed_job_says_why(driver: Driver):
     assert job.state is JobState.FAILED
     assert job.error == JobError(code="nonfinite_step", message="by hand")
     assert job.finished_at is not None
+
+
+def test_an_attempt_whose_job_was_failed_for_it_has_no_say_in_how_it_ended(driver: Driver):
+    job_id = driver.submit()
+    run = driver.started()
+    driver.sql("UPDATE jobs SET crash_streak = 2")
+    driver.expire(job_id)
+    reconcile.settle_expired(driver.db, driver.settings)
+    before = driver.sql("SELECT outcome, ended_at FROM attempts")
+
+    with pytest.raises(Fenced):
+        driver.fail(run)
+
+    assert driver.job(job_id).error is not None
+    assert driver.sql("SELECT outcome, ended_at FROM attempts") == before

@@ -1,13 +1,18 @@
 """The reconciler settles what lost its worker, by the state table, and rings for what waits."""
 
 import os
+from typing import Any
 
 import pytest
 
+from app.db.engine import Database
+from app.db.jobs import JobRow
 from app.db.keys import DEFAULT_PROJECT
+from app.domain.errors import Unavailable
 from app.domain.jobs import Desired, JobState
 from app.services import jobs, reconcile, runs, workers
 from app.services.reconcile import Reconciler
+from app.settings import Settings
 from tests.services.driver import Driver
 
 S = JobState
@@ -47,7 +52,7 @@ def test_a_job_whose_lease_expired_goes_where_the_table_says(
     saved = driver.sql("SELECT step FROM checkpoints WHERE status = 'committed'")
     assert [row[0] for row in saved] == [5]
     outcomes = driver.sql("SELECT outcome FROM attempts ORDER BY attempt DESC")
-    assert outcomes[0][0] == "lost"
+    assert outcomes[0][0] == "recovered"
 
 
 @pytest.mark.parametrize(("verb", "end"), [("pause", S.PAUSED), ("cancel", S.CANCELLED)])
@@ -201,3 +206,59 @@ def test_two_reconcilers_settle_a_job_once(driver: Driver):
 
     assert (first, second) == ([job_id], [])
     assert driver.job(job_id).crash_streak == 1
+
+
+def test_one_job_that_cannot_be_settled_does_not_keep_the_others(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = driver.submit(), driver.submit()
+    for job_id in (first, second):
+        driver.claimed(driver.other_worker())
+        driver.expire(job_id)
+    outcome = reconcile._outcome
+
+    def broken(settings: Settings, row: JobRow, what: str):
+        if row.id == first:
+            raise AssertionError("a fault of ours")
+        return outcome(settings, row, what)
+
+    monkeypatch.setattr(reconcile, "_outcome", broken)
+
+    assert reconcile.settle_expired(driver.db, driver.settings) == [second]
+    monkeypatch.undo()
+    assert reconcile.settle_expired(driver.db, driver.settings) == [first]
+
+
+def test_a_job_that_was_taken_anew_meanwhile_is_not_settled_for_the_attempt_before(driver: Driver):
+    job_id = driver.submit()
+    driver.started(dead_worker(driver))
+
+    def go_on() -> None:
+        reconcile.settle_dead(driver.db, driver.settings)  # another reconciler was faster
+        driver.started(driver.other_worker())
+
+    with driver.interrupted(go_on) as slow:
+        settled = reconcile.settle_dead(slow, driver.settings)
+
+    assert settled == []
+    assert driver.job(job_id).state is S.RUNNING
+
+
+def test_after_an_outage_the_reconciler_waits_one_lease_again(driver: Driver):
+    job_id, _ = driver.in_state(S.RUNNING)
+    driver.expire(job_id)
+    reconciler = make_reconciler(driver, lease_seconds=60, reconcile_seconds=0.001)
+    reconciler._reap_from = 0.0
+
+    class Away(Database):
+        def read(self) -> Any:
+            reconciler._stopped.set()
+            raise Unavailable("away")
+
+    reconciler._db = Away(driver.settings.sqlalchemy_url)
+    reconciler._run()
+    reconciler._db.close()
+    reconciler._db = driver.db
+    reconciler.run_once()
+
+    assert driver.job(job_id).state is S.RUNNING

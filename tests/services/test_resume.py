@@ -3,7 +3,7 @@
 import pytest
 
 from app.db.keys import DEFAULT_PROJECT
-from app.domain.errors import Conflict, InvalidInput, LoradError
+from app.domain.errors import CheckpointUnusable, Conflict, InvalidInput, LoradError
 from app.domain.jobs import Job, JobState
 from app.domain.options import TrainingSpec
 from app.services import resume
@@ -88,3 +88,14 @@ def test_evaluations_need_rows_to_evaluate_on(driver: Driver):
     assert isinstance(error, InvalidInput)
     assert error.param == "training.eval_steps"
     assert "dataset.val_size or dataset.eval_id" in error.message
+
+
+def test_a_job_without_a_good_checkpoint_never_starts_again_by_itself(driver: Driver):
+    job_id, run = driver.in_state(JobState.PAUSED)
+    (driver.attempt(run) / "checkpoint-5" / "optimizer.safetensors").unlink()
+
+    for _ in range(2):  # the first request finds it corrupt, the second one knows
+        with pytest.raises(CheckpointUnusable, match="from_scratch"):
+            resumed(driver, job_id)
+
+    assert driver.job(job_id).state is JobState.PAUSED

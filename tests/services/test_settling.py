@@ -1,5 +1,7 @@
 """How an attempt ends: the crash budget, the wishes of the user, retention."""
 
+from dataclasses import replace
+
 import pytest
 
 from app.db.keys import DEFAULT_PROJECT
@@ -62,7 +64,7 @@ def test_a_crash_ends_a_job_as_its_user_wished(
 ):
     job_id, run = driver.in_state(state, desired=desired)
     if state is S.STARTING:
-        driver.sql("UPDATE jobs SET fence = 1")  # the attempt that in_state made before
+        run = replace(run, attempt=2, fence=2)  # in_state hands out the attempt before
 
     driver.crash(run, state)
 

@@ -200,3 +200,38 @@ def test_the_reconciler_sweeps_at_its_start_and_then_once_a_minute(driver: Drive
 
     assert not first.exists()
     assert second.exists()
+
+
+def test_a_checkpoint_without_a_row_is_collected_and_one_with_a_row_stays(driver: Driver):
+    _, run = driver.in_state(S.CANCELLED)
+    folder = driver.attempt(run)
+    age(folder / "checkpoint-5")
+    orphan, young = make(folder / "checkpoint-7"), make(folder / "checkpoint-8", old=False)
+    other = make(folder / "checkpoint-x")
+
+    swept(driver)
+
+    assert not orphan.exists()
+    assert young.exists()
+    assert other.exists()
+    assert (folder / "checkpoint-5").exists()
+
+
+def test_a_checkpoint_that_may_still_be_taken_in_stays(driver: Driver):
+    _, run = driver.in_state(S.CANCELLED)
+    orphan = make(driver.attempt(run) / "checkpoint-7")
+    driver.sql("UPDATE attempts SET outcome = 'lost'")
+
+    swept(driver)
+
+    assert orphan.exists()
+
+
+def test_checkpoints_of_a_job_without_a_row_stay(driver: Driver):
+    attempt = driver.settings.home / "jobs" / ids.new("job") / "attempts" / "1"
+    checkpoint, half = make(attempt / "checkpoint-5"), make(attempt / ".tmp-abc")
+
+    swept(driver)
+
+    assert checkpoint.is_dir()
+    assert half.is_dir()

@@ -1,12 +1,15 @@
 """The warm launcher with a real fork server: children, their ends, and the end of the server."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.training_runs import ROOT
 from worker.launcher import FreshLauncher, Launcher, WarmLauncher
 
 pytestmark = pytest.mark.services
@@ -81,3 +84,36 @@ def test_a_server_that_died_is_replaced_and_its_children_are_over(tmp_path: Path
     launched.close()
     again.close()
     launcher.close()
+
+
+_PARENT = """
+import os, time
+from worker.forkserver import die_with_parent
+mine = os.getpid()
+child = os.fork()
+if child == 0:
+    die_with_parent(mine)
+    time.sleep(600)
+print(child, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent-death signal")
+def test_the_kernel_ends_a_process_with_its_parent():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = psutil.Process(int(parent.stdout.readline()))
+    try:
+        parent.kill()
+        parent.wait()
+
+        _, alive = psutil.wait_procs([child], timeout=5)
+    finally:
+        for process in psutil.wait_procs([child], timeout=0)[1]:
+            process.kill()
+
+    assert not alive

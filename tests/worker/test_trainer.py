@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.runs import EXIT_BUSY, RUN_FILE
+from app.domain.runs import EXIT_BUSY, EXIT_DISK_FULL, RUN_FILE
 from tests.training_runs import ROOT, Attempt, TrainerProcess, Workplace, run_in_process
 from worker import trainer
 
@@ -169,6 +169,17 @@ def test_running_out_of_memory_is_a_failure_with_advice(error: Exception):
     assert failure is not None
     assert failure.code == "out_of_memory"
     assert "per_device_train_batch_size" in failure.message
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_by_the_exit_code(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LORAD_FAILPOINTS", "trainer.event.write=raise:ENOSPC")
+
+    attempt = workplace.train(training=TRAINING)
+
+    assert attempt.exit_code == EXIT_DISK_FULL
+    assert attempt.kinds == []
 
 
 def test_a_cancel_is_not_taken_back_by_a_later_pause(tmp_path: Path):

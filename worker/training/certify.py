@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from app.domain.certificates import Certificate, Check
 from app.domain.checkpoints import ADAPTER_FILES, hash_file
 from app.domain.errors import AdapterUnhealthy
+from worker.training import pulse
 from worker.training.batch import Batch, lay_end_to_end
 from worker.training.encode import EncodedRow
 from worker.training.examine import Findings, Question, Row
@@ -45,6 +46,7 @@ def certify(session: Session, log: EventLog, folder: Path, examiner: Examiner) -
     trained = _losses(session, batches)
     checks = [_finite(folder), _moved(session), _base_unchanged(session)]
     _release(session)
+    pulse.beat()
     found = examiner(
         Question(run=session.run, adapter_folder=folder, rows=tuple(map(_as_row, batches)))
     )

@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 
 from app.domain import checkpoints
 from app.domain.checkpoints import BadCheckpoint, Manifest
-from app.domain.errors import ResumeMismatch
+from app.domain.errors import ResumeMismatch, Unavailable
 from app.domain.runs import ResumePoint, RunFile
 from worker.training import optim, saver, state
 from worker.training.adapters import Adapted
@@ -128,15 +128,10 @@ def load(
     """Put a checkpoint's state into the live model, optimizer and generators.
 
     Raises:
-        ResumeMismatch: The folder is damaged, belongs to another run, or did not load completely.
+        ResumeMismatch: The folder belongs to another run, or did not load completely.
+        Unavailable: The folder is damaged.
     """
-    try:
-        manifest = checkpoints.verify(point.folder, manifest_sha256=point.manifest_sha256)
-        saved = state.read((point.folder / _STATE).read_bytes())
-        weights = load_file(point.folder / _WEIGHTS)
-        others = load_file(point.folder / _OPTIMIZER)
-    except (BadCheckpoint, SafetensorError, OSError, ValueError) as error:
-        raise ResumeMismatch(f"checkpoint {point.step} cannot be read: {error}") from error
+    manifest, saved, weights, others = _read(point)
     _require_identity(manifest, saved, point, job_id)
     state.require_same(saved.identity, identity)
     _restore_weights(adapted, weights)
@@ -146,6 +141,27 @@ def load(
     if live != saved.tensors_sha256 or state.capture_host_rng() != saved.host_rng:
         raise ResumeMismatch(f"checkpoint {point.step} did not load completely")
     return saved
+
+
+def _read(
+    point: ResumePoint,
+) -> tuple[Manifest, TrainingState, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return what a checkpoint holds: manifest, state, weights, optimizer and generators."""
+    try:
+        manifest = checkpoints.verify(point.folder, manifest_sha256=point.manifest_sha256)
+        _require_kind(manifest, point)
+        saved = state.read((point.folder / _STATE).read_bytes())
+        return (
+            manifest,
+            saved,
+            load_file(point.folder / _WEIGHTS),
+            load_file(point.folder / _OPTIMIZER),
+        )
+    except (BadCheckpoint, OSError) as error:
+        # It verified before this process began; the next attempt looks again and takes another.
+        raise Unavailable(f"checkpoint {point.step} cannot be read: {error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise ResumeMismatch(f"checkpoint {point.step} cannot be read: {error}") from error
 
 
 def versions() -> dict[str, str]:
@@ -173,11 +189,10 @@ def _adapter_tensors(adapted: Adapted) -> dict[str, torch.Tensor]:
     tensors = get_peft_model_state_dict(
         adapted.model, state_dict=dict(trained), save_embedding_layers=False
     )
-    # peft looks for the biases of adapted layers where they were before it wrapped these layers.
     kept = {tensor.data_ptr() for tensor in tensors.values()}
-    biases = {name: t for name, t in trained.items() if t.data_ptr() not in kept}
-    assert all(name.endswith(".bias") for name in biases), sorted(biases)
-    return {**tensors, **biases}
+    lost = [name for name, t in trained.items() if t.data_ptr() not in kept]
+    assert not lost, f"peft would not save {lost}"
+    return tensors
 
 
 def _config_json(adapted: Adapted) -> bytes:
@@ -188,13 +203,17 @@ def _config_json(adapted: Adapted) -> bytes:
     return json.dumps(plain, indent=2, sort_keys=True, default=str).encode() + b"\n"
 
 
+def _require_kind(manifest: Manifest, point: ResumePoint) -> None:
+    if manifest.kind != "checkpoint":
+        raise ResumeMismatch(f"{point.folder.name} is a {manifest.kind} adapter, no checkpoint")
+
+
 def _require_identity(
     manifest: Manifest, saved: TrainingState, point: ResumePoint, job_id: str
 ) -> None:
-    if manifest.kind != "checkpoint" or not manifest.step == saved.progress.step == point.step:
+    if not manifest.step == saved.progress.step == point.step:
         raise ResumeMismatch(
-            f"{point.folder.name} is a {manifest.kind} of step"
-            f" {saved.progress.step}, not the checkpoint of step {point.step}"
+            f"{point.folder.name} is of step {saved.progress.step}, not of step {point.step}"
         )
     if manifest.job_id != job_id:
         raise ResumeMismatch(f"{point.folder.name} belongs to {manifest.job_id}, not to {job_id}")

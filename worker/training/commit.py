@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.domain import failpoints
+from app.domain import disk, failpoints
 from app.domain.checkpoints import MANIFEST_NAME, Manifest, ManifestFile
 
 
@@ -27,7 +27,11 @@ def commit(folder: Path, contents: Mapping[str, bytes], manifest: Manifest) -> C
         folder: Where the result goes; it must not exist.
         contents: File name -> content.
         manifest: Everything but its list of files, which is made here.
+
+    Raises:
+        NotEnoughSpace: There is no room for it; nothing was written.
     """
+    disk.require(folder.parent, sum(map(len, contents.values())))
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     try:
         temporary.chmod(0o755)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from app.domain.evaluations import Evaluation
-from worker.training import healing, state
+from worker.training import healing, pulse, state
 from worker.training.batch import lay_end_to_end
 from worker.training.encode import EncodedRow
 from worker.training.loss import make_scorer
@@ -132,6 +132,7 @@ def _measure(
             loss_sum += scored.loss_sum
             num_correct += scored.num_correct
             num_targets += batch.num_targets
+            pulse.beat()
     return loss_sum.item(), int(num_correct.item()), num_targets
 
 

@@ -13,6 +13,7 @@ from app.domain.options import DatasetSpec
 from app.domain.receipts import LineProblem
 from app.domain.records import BrokenFile, Record
 from app.domain.rows import BadRow, RowFormat
+from worker.training import pulse
 from worker.training.encode import EncodedRow, encode
 from worker.training.render import RenderedRow, render
 
@@ -86,6 +87,7 @@ def examine(
     """
     parsed = _rendered(source, tokenizer, offset)
     while chunk := list(islice(parsed, at_once)):
+        pulse.beat()
         texts = [line.rendered for line in chunk if line.rendered is not None]
         encoded = iter(
             encode(texts, tokenizer, train_on_inputs=source.options.train_on_inputs)

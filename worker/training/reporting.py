@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -94,6 +95,12 @@ class EventLog:
 
     def stopped(self, *, step: int, reason: StopReason) -> None:
         self._append(StoppedEvent(**self._stamp(step), reason=reason), durable=True)
+
+    def disk_full(self, *, needed_bytes: int) -> None:
+        """Say that the run stopped because there is no room; there may be none for this either."""
+        stamp = self._stamp(self._step)
+        with suppress(OSError):
+            self._append(StoppedEvent(**stamp, reason="disk_full", needed_bytes=needed_bytes))
 
     def failed(self, *, code: str, message: str) -> None:
         self._append(

@@ -9,6 +9,7 @@ from torch import nn
 
 from app.domain import failpoints
 from app.domain.errors import NonFiniteStep
+from worker.training import pulse
 from worker.training.batch import Batch
 from worker.training.loss import LossSum
 
@@ -70,6 +71,7 @@ def train_step(
         loss = loss_sum(batch) / num_targets
         loss.backward()
         failpoints.hit("trainer.micro_batch")
+        pulse.beat()
         step_loss += loss.detach()
 
     if inspect_gradients is not None:

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.checkpoints import MANIFEST_NAME, hash_file
-from app.domain.runs import ResumePoint
+from app.domain.runs import EVENTS_FILE, ResumePoint
 from tests.training_runs import CHAT_ROWS, Attempt, Workplace
 from worker.training import state
+from worker.training.prepare import prepare
+from worker.training.reporting import EventLog
 
 FILES = (
     "adapter_config.json",
@@ -54,6 +56,14 @@ def assert_refused(attempt: Attempt, message: str) -> None:
     assert "step" not in attempt.kinds
 
 
+def assert_unreadable(attempt: Attempt, message: str, printed: str) -> None:
+    """The next attempt looks again, finds it corrupt and takes another; so nothing has failed."""
+    assert attempt.exit_code == 2
+    assert attempt.kinds == []
+    assert "cannot be read" in printed
+    assert message in printed
+
+
 def sign(point: ResumePoint) -> ResumePoint:
     """Write a manifest that fits the folder's files, as a careful forger would."""
     path = point.folder / MANIFEST_NAME
@@ -87,19 +97,25 @@ def test_an_untouched_checkpoint_continues_to_the_same_adapter(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_refused(workplace: Workplace, point: ResumePoint, name: str):
+def test_a_missing_file_is_refused(
+    workplace: Workplace, point: ResumePoint, name: str, capfd: pytest.CaptureFixture[str]
+):
     (point.folder / name).unlink()
 
-    assert_refused(resume(workplace, point), f"{name} is missing")
+    attempt = resume(workplace, point)
+
+    assert_unreadable(attempt, f"{name} is missing", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_refused(workplace: Workplace, point: ResumePoint, name: str):
+def test_a_flipped_bit_is_refused(
+    workplace: Workplace, point: ResumePoint, name: str, capfd: pytest.CaptureFixture[str]
+):
     content = bytearray((point.folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (point.folder / name).write_bytes(content)
 
-    assert_refused(resume(workplace, point), name)
+    assert_unreadable(resume(workplace, point), name, capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors"])
@@ -180,7 +196,7 @@ def test_the_final_folder_is_no_checkpoint(workplace: Workplace, source: Attempt
 
     attempt = resume(workplace, point)
 
-    assert_refused(attempt, "cannot be read")
+    assert_refused(attempt, "is a final adapter, no checkpoint")
 
 
 def test_a_longer_run_recomputes_the_schedule_and_says_so(workplace: Workplace, point: ResumePoint):
@@ -243,3 +259,17 @@ def test_nothing_in_a_checkpoint_is_pickled(source: Attempt):
 def test_a_state_of_another_version_says_what_to_do(content: bytes):
     with pytest.raises(ValueError, match="continue with the lorad that wrote it"):
         state.read(content)
+
+
+def test_the_generators_of_the_host_go_on_where_they_were(workplace: Workplace, point: ResumePoint):
+    path = point.folder / "training_state.json"
+    saved = json.loads(path.read_text())
+    state.seed_everything(99)
+    host = state.capture_host_rng()
+    path.write_text(json.dumps({**saved, "host_rng": host.model_dump(mode="json")}))
+    run = workplace.run_file(lora=LORA, training=TRAINING, resume=sign(point))
+
+    with EventLog(run.attempt_folder / EVENTS_FILE) as log:
+        prepare(run, log)
+
+    assert state.capture_host_rng() == host

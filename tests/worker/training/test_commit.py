@@ -1,11 +1,12 @@
 """A folder is complete and on disk, or not there."""
 
 import os
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from app.domain import checkpoints, failpoints
+from app.domain import checkpoints, disk, failpoints
 from app.domain.checkpoints import Manifest
 from worker.training.commit import Committed, commit
 
@@ -63,6 +64,21 @@ def test_a_failure_before_the_end_leaves_nothing(folder: Path, fail_at, point: s
         commit(folder, CONTENTS, make_manifest())
 
     assert list(folder.parent.iterdir()) == []
+
+
+def test_without_room_nothing_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    size = sum(map(len, CONTENTS.values()))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(disk, "disk_usage", lambda _: usage(0, 0, size))
+
+    with pytest.raises(disk.NotEnoughSpace, match="must be free to save") as refused:
+        commit(folder, CONTENTS, make_manifest())
+
+    assert disk.is_full(refused.value)
+    assert refused.value.needed_bytes > size
+    assert list(folder.parent.iterdir()) == []
+    monkeypatch.setattr(disk, "disk_usage", lambda _: usage(0, 0, refused.value.needed_bytes))
+    commit(folder, CONTENTS, make_manifest())
 
 
 def test_after_the_rename_the_folder_is_whole_even_if_the_rest_fails(folder: Path, fail_at):

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from app.domain import failpoints
+from app.domain.events import StoppedEvent
+from app.domain.runs import EXIT_DISK_FULL
 from tests.training_runs import CHAT_ROWS, Attempt, Workplace
 
 TRAINING: dict[str, Any] = {"per_device_train_batch_size": 2, "max_steps": 3}
@@ -222,7 +224,7 @@ def test_resuming_at_the_last_step_only_writes_the_final_adapter(
     assert attempt.final_adapter == plain.final_adapter
 
 
-def test_a_full_disk_fails_the_run_and_keeps_the_last_good_checkpoint(
+def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ):
     # Four files and a manifest each: the eighth write is in the second checkpoint.
@@ -231,8 +233,11 @@ def test_a_full_disk_fails_the_run_and_keeps_the_last_good_checkpoint(
 
     attempt = workplace.train(training={**TRAINING, "save_steps": 1})
 
-    assert attempt.exit_code == 1
-    assert attempt.failed.code == "disk_full"
+    assert attempt.exit_code == EXIT_DISK_FULL
+    [stopped] = [each for each in attempt.events if isinstance(each, StoppedEvent)]
+    assert stopped.reason == "disk_full"
+    assert stopped.needed_bytes is not None
+    assert attempt.kinds[-3:] == ["checkpoint", "step", "stopped"]
     assert sorted(path.name for path in attempt.folder.iterdir() if path.is_dir()) == [
         "checkpoint-1"
     ]
