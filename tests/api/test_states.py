@@ -188,7 +188,7 @@ def test_a_corrupt_checkpoint_is_a_409_and_is_known_as_corrupt_from_then_on(
         error = refusal(answer, 409)
         assert (error["param"], error["code"]) == ("checkpoint", "checkpoint_unusable")
         assert "adapter_model.safetensors" in error["message"]
-    assert "from_scratch" in refusal(latest, 404)["message"]
+    assert "from_scratch" in refusal(latest, 409)["message"]
     shown = client.get(f"/jobs/{job_id}/checkpoints/5").json()
     assert shown["status"] == "corrupt"
     assert "adapter_model.safetensors" in shown["corrupt_reason"]

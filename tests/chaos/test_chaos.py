@@ -12,7 +12,7 @@ from tests.chaos.harness.failing import in_trainers, in_workers
 from tests.chaos.harness.run import Scenario, Verdict
 from tests.chaos.harness.stack import Shape
 from tests.chaos.harness.storm import storm
-from tests.fixtures.database import PostgresMissing, find_bin_folder
+from tests.fixtures.database import PostgresMissing, find_bin_folder, skip_or_fail
 
 pytestmark = pytest.mark.services
 both = pytest.mark.parametrize("database", ["sqlite", "postgresql"])
@@ -44,7 +44,7 @@ def _require_postgres() -> None:
     try:
         find_bin_folder()
     except PostgresMissing as error:
-        pytest.skip(str(error))
+        skip_or_fail(str(error))
 
 
 @both

@@ -9,7 +9,7 @@ _WORKERS = "app/services/workers.py"
 _FENCE = "tests/services/test_fence.py"
 _TESTS = "tests/services/test_reconcile.py"
 _SUPERVISOR = "tests/worker/test_supervisor.py"
-_GUARD = "guards.append(job_queries.JobRow.lease_expires_at < db_now(-_GRACE_SECONDS))"
+_GUARD = "guards.append(job_queries.JobRow.lease_expires_at < db_now(-grace_seconds(settings)))"
 
 MUTANTS = (
     Mutant(
@@ -182,8 +182,8 @@ MUTANTS = (
         edits=[
             edit(
                 _RECONCILE,
-                "if identity is None or not workers.is_dead(identity):",
-                "if identity is None:",
+                "if identity is not None and workers.is_dead(identity)]",
+                "if identity is not None]",
             )
         ],
         tests=[f"{_TESTS}::test_a_dead_owner_on_this_machine_is_settled_before_its_lease_ends"],
