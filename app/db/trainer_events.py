@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Insert, select, tuple_, update
+from sqlalchemy import select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -12,6 +12,8 @@ from app.domain.evaluations import Evaluation
 from app.domain.events import TRAINER_EVENT, EvaluationEvent, StepEvent, TrainerEvent
 from app.domain.metrics import StepMetrics
 
+# Databases take some ten thousand parameters in a statement; a row has seven.
+_ROWS_PER_STATEMENT = 1000
 _INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -45,8 +47,12 @@ def insert_many(
         }
         for event in events
     ]
-    statement: Insert = _INSERT[session.get_bind().dialect.name](TrainerEventRow)
-    session.execute(statement.on_conflict_do_nothing(), rows)  # type: ignore[attr-defined]
+    # One statement, never executemany: psycopg would send that as a pipeline, inside of which
+    # PostgreSQL counts a frozen client as busy and keeps its locks for ever.
+    insert = _INSERT[session.get_bind().dialect.name]
+    for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+        values = rows[start : start + _ROWS_PER_STATEMENT]
+        session.execute(insert(TrainerEventRow).values(values).on_conflict_do_nothing())
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == job_id, AttemptRow.attempt == attempt)

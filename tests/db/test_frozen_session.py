@@ -1,7 +1,9 @@
 """A process that is stopped inside a transaction on PostgreSQL does not hold up the others."""
 
+from typing import Any
+
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from app.db import engine
 from app.db import jobs as job_queries
@@ -66,3 +68,25 @@ def test_who_waits_for_a_lock_gives_up_after_a_while(
         with pytest.raises(Unavailable), waiting.write() as other:
             job_queries.set_progress(other, job_id, {"step": 7})
     waiting.close()
+
+
+@on_postgresql
+def test_no_statement_is_sent_as_a_pipeline(driver: Driver):
+    """Inside of one, PostgreSQL does not count a frozen client as idle, and keeps its locks."""
+    job_id = driver.submit()
+    run = driver.started()
+    pipelines: list[str] = []
+
+    def look(*given: Any) -> None:
+        statement, is_pipeline = given[2], given[5]
+        if is_pipeline:
+            pipelines.append(statement)
+
+    event.listen(driver.db.engine, "before_cursor_execute", look)
+    driver.record(run, *(driver.step(run, step) for step in range(1, 6)))
+    driver.checkpoint(run, 5)
+    driver.expire(job_id)
+    reconcile.settle_expired(driver.db, driver.settings)
+
+    assert not pipelines
+    assert driver.sql("SELECT count(*) FROM trainer_events WHERE kind = 'step'") == [(5,)]

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.services
 on_sqlite = pytest.mark.parametrize("shared_stack", ["sqlite"], indirect=True)
 
 
-def paused_after_10(stack: Stack, **training: Any) -> str:
-    job_id = submitted(stack, **training)
+def paused_after_10(stack: Stack) -> str:
+    job_id = submitted(stack)
     stack.wait_for_step(job_id, 10)
     assert stack.post(job_id, "pause").status_code == 200
     paused = stack.wait_for_state(job_id, "paused")
@@ -38,10 +38,7 @@ def cancelled_at_12_resumed_from_5_killed_at_7(stack: Stack, **training: Any) ->
     return job_id
 
 
-def require_equal_runs(stack: Stack, golden: Outcome, **training: Any) -> None:
-    paused = paused_after_10(stack, **training)
-    assert outcome(stack, paused) == golden
-
+def require_that_a_killed_run_equals(stack: Stack, golden: Outcome, **training: Any) -> None:
     killed = cancelled_at_12_resumed_from_5_killed_at_7(stack, **training)
     assert outcome(stack, killed) == golden
     starts = [each["message"] for each in stack.events(killed) if each["to_state"] == "running"]
@@ -51,7 +48,9 @@ def require_equal_runs(stack: Stack, golden: Outcome, **training: Any) -> None:
 
 
 def test_interrupted_runs_equal_the_uninterrupted_one(stack: Stack, golden: Outcome):
-    require_equal_runs(stack, golden)
+    assert outcome(stack, paused_after_10(stack)) == golden
+
+    require_that_a_killed_run_equals(stack, golden)
 
 
 @pytest.mark.model
@@ -64,7 +63,9 @@ def test_interrupted_runs_of_smollm2_equal_the_uninterrupted_one(
     (stack.home / "models" / smollm2.name).symlink_to(smollm2)
 
     single = {"per_device_train_batch_size": 1}  # a real model is slow enough by itself
-    require_equal_runs(stack, outcome(stack, submitted(stack, **single)), **single)
+    golden = outcome(stack, submitted(stack, **single))
+
+    require_that_a_killed_run_equals(stack, golden, **single)
 
 
 @on_sqlite
