@@ -44,7 +44,6 @@ def summarize(verdict: Verdict, *, arguments: dict[str, Any]) -> dict[str, Any]:
             name: {"count": len(lines), "first": lines[:_MOST_LINES]}
             for name, lines in verdict.violations.items()
         },
-        "home": str(verdict.home) if verdict.violations else None,
         "machine": machine(),
         "versions": {
             "python": platform.python_version(),
