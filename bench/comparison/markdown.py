@@ -67,7 +67,17 @@ def section(title: str, facts: Mapping[str, Any], figures: Sequence[Figures]) ->
 
 def placed(document: str, name: str, text: str) -> str:
     """Return the document with the section of a table put in, in place of an older one."""
-    begin, end = f"<!-- compare: table {name} -->", f"<!-- end of table {name} -->"
+    return with_section(
+        document, text, f"<!-- compare: table {name} -->", f"<!-- end of table {name} -->"
+    )
+
+
+def with_section(document: str, text: str, begin: str, end: str) -> str:
+    """Return the document with a section between its marks, in place of an older one or at the end.
+
+    Raises:
+        ValueError: The section of the document has no end.
+    """
     block = f"{begin}\n{text}{end}"
     before, found, rest = document.partition(begin)
     if not found:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.comparison import markdown
 from bench.mutants.running import Result, Verdict
 
 GOAL = 0.95
@@ -86,14 +87,7 @@ def placed(document: str, text: str) -> str:
     Raises:
         ValueError: The section of the document has no end.
     """
-    block = f"{_BEGIN}\n{text}{_END}"
-    before, found, rest = document.partition(_BEGIN)
-    if not found:
-        return f"{document.rstrip()}\n\n{block}\n"
-    _, closed, after = rest.partition(_END)
-    if not closed:
-        raise ValueError(f"{_BEGIN!r} has no {_END!r} after it; repair the document by hand")
-    return f"{before}{block}{after}"
+    return markdown.with_section(document, text, _BEGIN, _END)
 
 
 def _cell(result: Result) -> str:
