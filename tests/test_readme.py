@@ -56,9 +56,9 @@ def test_the_walk_with_curl_trains_pauses_resumes_and_downloads(
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     [job] = stack.http.get("/jobs").json()["data"]
     assert (job["state"], job["step"], job["attempt"]) == ("succeeded", 40, 2)
-    assert [line for line in done.stdout.splitlines() if not line.startswith("{")][:2] == [
-        "pause",
-        "queued",
-    ]
+    asked, resumed = [line for line in done.stdout.splitlines() if not line.startswith("{")][:2]
+    assert asked == "pause"
+    # The answer tells the state as it is read, and a free slot may have taken the job by then.
+    assert resumed in ("queued", "starting")
     assert "event: complete" in (tmp_path / "stream.txt").read_text()
     assert "adapter_config.json" in zipfile.ZipFile(tmp_path / "adapter.zip").namelist()
