@@ -13,7 +13,7 @@ import pytest
 
 from app.domain.checkpoints import Manifest
 from app.domain.runs import checkpoint_folder
-from tests.chaos.harness import oracle
+from tests.chaos.harness import oracle, streams
 from tests.chaos.harness.databases import install_journal
 from tests.chaos.harness.evidence import Evidence, JobEvidence, Metric
 from tests.chaos.harness.fast_model import FastModel
@@ -237,6 +237,34 @@ def test_two_trainers_and_one_that_is_left_over_are_named(good: JobEvidence):
     evidence = Evidence([good], samples=["two trainers"], leftovers=["one is left"])
 
     assert oracle.violations(evidence) == {"I9": ["two trainers", "one is left"]}
+
+
+def test_what_nobody_accepted_and_uploads_that_are_not_there_are_named(good: JobEvidence):
+    evidence = Evidence([good], unaccepted=["job-2"], broken_uploads=["ds-1"])
+
+    found = oracle.violations(evidence)
+
+    assert found.keys() == {"I1", "I2"}
+    assert ("ds-1" in found["I1"][0], "job-2" in found["I2"][0]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("seen", "named"),
+    [
+        ([(1, 1), (1, 2), (2, 1)], None),
+        ([(1, 1), (2, 1)], "missing"),
+        ([(1, 1), (1, 2)], "missing"),
+        ([(1, 1), (1, 2), (1, 2), (2, 1)], "doubled"),
+        ([(1, 2), (1, 1), (2, 1)], "out of order"),
+        ([(1, 1), (1, 2), (2, 1), (2, 2)], "of no row"),
+    ],
+)
+def test_what_a_client_of_a_stream_must_not_see_is_named(
+    seen: list[tuple[int, int]], named: str | None
+):
+    found = streams.faults([(1, 1), (1, 2), (2, 1)], seen)
+
+    assert [line.partition(":")[0] for line in found] == ([] if named is None else [named])
 
 
 def test_checks_beside_the_oracle_see_what_they_are_for(good: JobEvidence):

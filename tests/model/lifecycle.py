@@ -46,6 +46,12 @@ class Expected:
     saved: dict[int, Path] = field(default_factory=dict)
     """Checkpoints of the current branch that are not known to be corrupt, by step."""
     known_bad: set[int] = field(default_factory=set)
+    pinned: set[int] = field(default_factory=set)
+    """Steps of the current branch whose checkpoint its user wants to keep."""
+    evaluations: dict[int, float | None] = field(default_factory=dict)
+    """Losses of the evaluations on the current branch, by step."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """Evaluation losses of its checkpoints, by step."""
     broken: set[Path] = field(default_factory=set)
     """Folders whose files were changed behind the back of the product."""
     wanted: int | None = None
@@ -77,17 +83,52 @@ class Expected:
         del self.saved[step]
         self.known_bad.add(step)
 
-    def save(self, step: int, folder: Path) -> None:
+    def save(self, step: int, folder: Path, score: float | None = None) -> None:
         self.saved[step] = folder
+        if score is not None:
+            self.scores[step] = score
         self.crashes = 0
 
+    @property
+    def best_evaluation(self) -> tuple[int, float] | None:
+        """Step and loss of the first of the lowest evaluations."""
+        found = [(loss, step) for step, loss in self.evaluations.items() if loss is not None]
+        return (min(found)[1], min(found)[0]) if found else None
+
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint that its user gets as `best`."""
+        scored = [(self.scores[step], step) for step in self.saved if step in self.scores]
+        return min(scored)[1] if scored else None
+
+    def is_deletable(self, step: int) -> bool:
+        """Tell whether nothing needs the checkpoint of a step."""
+        is_last_good = not self.is_terminal and step == max(self.saved, default=None)
+        return not (is_last_good or step == self.wanted or step in self.pinned)
+
+    def delete(self, step: int) -> None:
+        self.saved.pop(step, None)
+        self.known_bad.discard(step)
+        self.scores.pop(step, None)
+
     def retire(self) -> None:
-        if self.limit is not None:
-            self.saved = {step: self.saved[step] for step in sorted(self.saved)[-self.limit :]}
+        """Keep as many as the limit says: the best, and the newest; those pinned do not count."""
+        if self.limit is None:
+            return
+        best = self.best
+        unpinned = sorted(set(self.saved) - self.pinned, reverse=True)
+        kept = unpinned[: self.limit]
+        if best in unpinned and best not in kept:
+            kept = [*kept[:-1], best]
+        for step in set(unpinned) - set(kept):
+            self.delete(step)
 
     def cut(self, step: int) -> None:
         """Leave behind what is past a step."""
         self.last_step = min(self.last_step, step)
+        self.pinned = {each for each in self.pinned if each <= step}
+        self.evaluations = {at: loss for at, loss in self.evaluations.items() if at <= step}
+        self.scores = {at: loss for at, loss in self.scores.items() if at <= step}
         self.saved = {each: path for each, path in self.saved.items() if each <= step}
         self.known_bad = {each for each in self.known_bad if each <= step}
 
@@ -127,6 +168,12 @@ class Expected:
             return
         self.waits = self.crashes > 1
         self.settle(S.QUEUED)
+
+    def give_back(self) -> None:
+        """Let it have found its device held; that is no fault of its own."""
+        if not self.end_as_wished():
+            self.waits = True
+            self.settle(S.QUEUED)
 
     def reap(self) -> None:
         """Let a reconciler have found that nobody renews the lease."""

@@ -28,7 +28,8 @@ def check(driver: Driver, expected: dict[str, Expected]) -> None:
 def check_no_job_is_lost(driver: Driver, expected: dict[str, Expected]) -> None:
     """Check that each job is where its story says, and that somebody will go on with it."""
     rows = driver.sql(
-        "SELECT id, state, desired, owner, lease_expires_at, fence, attempt FROM jobs"
+        "SELECT id, state, desired, owner, lease_expires_at, fence, attempt, best_step,"
+        " best_eval_loss, crash_streak FROM jobs"
     )
     assert {row.id for row in rows} == set(expected)
     for row in rows:
@@ -37,6 +38,9 @@ def check_no_job_is_lost(driver: Driver, expected: dict[str, Expected]) -> None:
         is_owned = JobState(row.state) in OWNED_STATES
         assert (row.owner is not None) == (row.lease_expires_at is not None) == is_owned
         assert row.fence == row.attempt == job.fence
+        best = None if row.best_step is None else (row.best_step, row.best_eval_loss)
+        assert best == job.best_evaluation, row.id
+        assert row.state == JobState.FAILED or row.crash_streak == job.crashes, row.id
         assert is_owned or job.state is not JobState.QUEUED or row.desired == "run"
 
 
@@ -80,13 +84,16 @@ def check_metrics(driver: Driver, job_id: str, job: Expected) -> None:
 def check_checkpoints(driver: Driver, job_id: str, job: Expected) -> None:
     """Check that the rows are the checkpoints of the story, and that the good ones verify."""
     rows = driver.sql(
-        "SELECT step, attempt, status, manifest_sha256 FROM checkpoints WHERE job_id = :id"
-        " AND superseded = :off ORDER BY step",
+        "SELECT step, attempt, status, pinned, eval_loss, manifest_sha256 FROM checkpoints"
+        " WHERE job_id = :id AND superseded = :off ORDER BY step",
         id=job_id,
         off=False,
     )
     assert {row.step for row in rows if row.status == "committed"} == set(job.saved)
     assert {row.step for row in rows if row.status == "corrupt"} == job.known_bad
+    assert {row.step for row in rows if row.pinned} == job.pinned
+    scores = {row.step: row.eval_loss for row in rows if row.eval_loss is not None}
+    assert scores == job.scores
     for row in rows:
         folder = checkpoint_folder(driver.settings.home, job_id, row.attempt, row.step)
         if row.status == "committed" and folder not in job.broken:

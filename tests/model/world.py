@@ -62,6 +62,9 @@ class World:
         found = self.live(*states, begun=begun)
         return found[number % len(found)]
 
+    def has_checkpoints(self) -> bool:
+        return any(job.saved or job.known_bad for job in self.expected.values())
+
     def ask(self, verb: Verb, job_id: str) -> None:
         verb(self.db, self.outside, DEFAULT_PROJECT, job_id)
 
@@ -132,6 +135,12 @@ STALE_WRITES: dict[str, Callable[[FilingDriver, Attempt], object]] = {
     "stop": lambda driver, stale: driver.move(stale.run, S.RUNNING, S.STOPPING),
     "run": lambda driver, stale: driver.move(stale.run, S.STARTING, S.RUNNING),
     "end": lambda driver, stale: driver.move(stale.run, S.RUNNING, S.FINALIZING),
+    "give back": lambda driver, stale: runs.give_back(
+        driver.db, driver.settings, stale.run, S.STARTING, "busy"
+    ),
+    "evaluate": lambda driver, stale: driver.evaluation(
+        stale.run, FAR, 0.1, is_best=True, saves=False
+    ),
     "fail": lambda driver, stale: driver.fail(stale.run),
     "crash": lambda driver, stale: driver.crash(stale.run),
     "settle": lambda driver, stale: runs.settle_stopped(driver.db, stale.run),

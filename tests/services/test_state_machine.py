@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
 
 from app.db.attempts import LOST
 from app.db.keys import DEFAULT_PROJECT
@@ -22,6 +16,7 @@ from app.domain.errors import CheckpointUnusable, LoradError, NotFound, StateCon
 from app.domain.jobs import DISK_FULL, OWNED_STATES, RESUMABLE_STATES, Desired, JobState
 from app.services import jobs, leftovers, reconcile, runs
 from tests.model import oracle
+from tests.model.keeping import Keeping, losses, which
 from tests.model.lifecycle import PAUSABLE, Attempt, Expected
 from tests.model.world import World
 from tests.services.place import Shelf
@@ -30,18 +25,12 @@ S = JobState
 MAX_JOBS = 3
 A_LOT = 1 << 60
 
-which = st.integers(0, 11)
 # Requests are rarer than steps, or hardly a job would ever run.
 seldom = st.sampled_from([True, False, False])
 
 
-class Jobs(RuleBasedStateMachine):
+class Jobs(Keeping):
     """Drives the product and the model side by side; they must never differ."""
-
-    def __init__(self, world: World, put_back: Callable[[], object]) -> None:
-        super().__init__()
-        self.world = world
-        self._put_back = put_back
 
     # What a user does.
 
@@ -115,14 +104,14 @@ class Jobs(RuleBasedStateMachine):
             error = CheckpointUnusable if step in job.known_bad else None
             self.world.resume(job_id, step, error, checkpoint=step, training=training)
         else:
-            had = len(job.known_bad)
             step = job.pick()
             error = None
-            if step is None and len(job.known_bad) > had:
+            if step is None and job.known_bad:
                 error = CheckpointUnusable
             elif step is None and job.state is not S.PAUSED:
                 error = NotFound
             self.world.resume(job_id, step, error, training=training)
+        self.check_best(job_id, job)
 
     @precondition(lambda self: self.world.in_states(S.QUEUED, *OWNED_STATES))
     @rule(number=which)
@@ -150,8 +139,8 @@ class Jobs(RuleBasedStateMachine):
         job.attempt = Attempt(run)
 
     @precondition(lambda self: self.world.in_states(S.QUEUED))
-    @rule(worker=st.integers(0, 1), num_steps=st.integers(1, 4), saves=st.booleans())
-    def start(self, worker: int, num_steps: int, saves: bool) -> None:
+    @rule(worker=st.integers(0, 1), num_steps=st.integers(1, 4), saves=st.booleans(), loss=losses)
+    def start(self, worker: int, num_steps: int, saves: bool, loss: float | None) -> None:
         """Do at once what mostly follows: all that is claimed begins and trains."""
         self.claim(worker)
         while self.world.live(S.STARTING, begun=False):
@@ -159,7 +148,7 @@ class Jobs(RuleBasedStateMachine):
         while self.world.live(S.STARTING, begun=True):
             self.get_ready(0)
         if self.world.live(S.RUNNING):
-            self.train(0, num_steps, saves)
+            self.evaluate(0, num_steps, loss, saves)
 
     @precondition(lambda self: self.world.live(S.STARTING, begun=False))
     @rule(number=which)
@@ -383,7 +372,7 @@ def test_no_order_of_events_breaks_a_promise(tmp_path: Path, sqlite_template: Pa
         shutil.copyfile(sqlite_template, home / "lorad.db")
         return Jobs(World(home, f"sqlite:///{home / 'lorad.db'}"), lambda: shutil.rmtree(home))
 
-    run_machine(make, num_examples=60, num_steps=40)
+    run_machine(make, num_examples=50, num_steps=40)
 
 
 @pytest.mark.services

@@ -134,8 +134,8 @@ MUTANTS = (
         edits=[
             edit(
                 _QUERIES,
-                '        CheckpointRow.pinned.is_(False),\n        values={"status": "deleting"},',
-                '        values={"status": "deleting"},',
+                "        CheckpointRow.pinned.is_(False),\n        ~exported.exists(),\n",
+                "        ~exported.exists(),\n",
             )
         ],
         tests=[_NEEDED],

@@ -140,10 +140,7 @@ MUTANTS = (
                 "JobRow.id == job_id\n    )",
             )
         ],
-        tests=[
-            "tests/api/test_states.py"
-            "::test_only_a_job_that_has_ended_is_deleted_and_then_with_all_it_has"
-        ],
+        tests=["tests/api/test_states.py::test_a_request_moves_a_job_or_says_what_is_allowed"],
     ),
     Mutant(
         name="claim-ignores-the-back-off",

@@ -114,7 +114,10 @@ MUTANTS = (
                 "            self._take([] if has_ended else self._tail.read())\n",
             )
         ],
-        tests=[f"{_E2E}::test_a_killed_trainer_is_replaced_at_once_and_learns_the_same"],
-        seconds=240,
+        # Against a real trainer it is a race: most lines are read before its process is gone.
+        tests=[
+            "tests/worker/test_supervisor.py"
+            "::test_a_job_succeeds_only_with_a_final_adapter_that_verifies"
+        ],
     ),
 )

@@ -4,6 +4,11 @@ from bench.mutants.mutant import Mutant, edit
 
 _MIGRATION = "migrations/versions/0003_rules_of_states_fences_and_rows.py"
 _TESTS = "tests/db/test_rules.py"
+_STATES = "tests/api/test_states.py::test_a_request_moves_a_job_or_says_what_is_allowed"
+_BREACH = (
+    "tests/api/test_faults.py"
+    "::test_what_a_rule_of_the_database_refuses_is_a_500_at_once_with_the_rule_in_the_log"
+)
 
 MUTANTS = (
     Mutant(
@@ -86,5 +91,52 @@ MUTANTS = (
             )
         ],
         tests=[f"{_TESTS}::test_the_status_of_a_checkpoint_never_gets_better"],
+    ),
+    Mutant(
+        name="rule-of-fences-left-out",
+        violates="I2",
+        breaks="The migration makes no trigger that keeps fences from being raised by mistake.",
+        edits=[
+            edit(
+                _MIGRATION,
+                "    for rule in _RULES:\n        for statement",
+                "    for rule in [each for each in _RULES if 'fence_is' not in each.name]:\n"
+                "        for statement",
+            )
+        ],
+        tests=[_BREACH],
+    ),
+    Mutant(
+        name="breach-taken-for-an-outage",
+        violates="no retry for ever",
+        breaks="What a rule of the database refuses is answered with 'try again'.",
+        edits=[edit("app/db/engine.py", "        if is_outage(error):\n", "        if True:\n")],
+        tests=[_BREACH],
+    ),
+    Mutant(
+        name="paused-job-cannot-be-cancelled",
+        violates="I10",
+        breaks="A cancel of a paused job is refused.",
+        edits=[
+            edit(
+                "app/services/jobs.py",
+                "if row.state in (JobState.QUEUED, JobState.PAUSED):",
+                "if row.state == JobState.QUEUED:",
+            )
+        ],
+        tests=[_STATES],
+    ),
+    Mutant(
+        name="pause-accepted-too-late",
+        violates="I3",
+        breaks="A pause of a job whose training is done is accepted, and then without effect.",
+        edits=[
+            edit(
+                "app/services/jobs.py",
+                "_PAUSABLE = (JobState.STARTING, JobState.RUNNING)",
+                "_PAUSABLE = (JobState.STARTING, JobState.RUNNING, JobState.FINALIZING)",
+            )
+        ],
+        tests=[_STATES],
     ),
 )

@@ -7,13 +7,14 @@ from random import Random
 from tests.chaos.harness import nemeses, oracle
 from tests.chaos.harness.chains import chains
 from tests.chaos.harness.corruption import corruption
-from tests.chaos.harness.failing import in_trainers, in_workers
+from tests.chaos.harness.failing import in_api, in_trainers, in_workers
 from tests.chaos.harness.load import Work
 from tests.chaos.harness.races import races
 from tests.chaos.harness.recovery import recovery
 from tests.chaos.harness.run import Scenario
 from tests.chaos.harness.stack import Shape
 from tests.chaos.harness.storm import storm
+from tests.chaos.harness.streams import streams
 from tests.chaos.harness.zombies import zombies
 
 
@@ -89,6 +90,8 @@ PLANS: dict[str, Plan] = {
     "zombie": Plan(lambda kills: zombies(kills=kills), Shape(num_workers=4, slots=1)),
     "failpoints-trainer": Plan(lambda seeds: in_trainers(seeds=seeds), Shape(slots=3)),
     "failpoints-worker": Plan(lambda seeds: in_workers(seeds=seeds), Shape(num_workers=3)),
+    "failpoints-api": Plan(lambda seeds: in_api(seeds=seeds), checks=_ONCE),
+    "streams": Plan(lambda kills: streams(kills=kills), checks=_ONCE),
     "corruption": Plan(lambda trials: corruption(trials=trials), Shape(slots=3)),
     "chains": Plan(
         lambda trials: chains(trials=trials), Shape(tier="real", num_workers=1, slots=1)

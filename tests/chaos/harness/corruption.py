@@ -160,9 +160,11 @@ def _damage_and_resume(run: Run, job: Accepted) -> list[str]:
         kind = run.rng.choice(list(DAMAGES))
         others = [each for each in saved if each is not target and each not in damaged]
         before = _content(target.folder)
-        if DAMAGES[kind](target, others, run.rng) and _content(target.folder) != before:
-            kinds.append(kind)
-            damaged.add(target)
+        if not DAMAGES[kind](target, others, run.rng) or _content(target.folder) == before:
+            kind = "flip"  # nothing to copy from, or equal files: one that is always possible
+            flip(target, others, run.rng)
+        kinds.append(kind)
+        damaged.add(target)
     good = [each for each in saved if each not in damaged]
     _resume(run, job, good[0] if good else None)
     _require_told(run, job, [each for each in damaged if not good or each.step > good[0].step])

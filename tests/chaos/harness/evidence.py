@@ -25,6 +25,7 @@ _QUERIES = {
     "checkpoints": "SELECT * FROM checkpoints ORDER BY job_id, step",
     "journal": "SELECT * FROM chaos_journal ORDER BY id",
 }
+_DATASETS = "SELECT id, sha256 FROM datasets ORDER BY id"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Evidence:
     """What was seen while the run went on and must not be: two trainers at one job."""
     leftovers: Sequence[str] = ()
     """Processes that outlived the work."""
+    unaccepted: Sequence[str] = ()
+    """Ids of jobs and data sets that are there and that no answer with a 2xx named."""
+    broken_uploads: Sequence[str] = ()
+    """Ids of accepted data sets without a row, or without the file that the row describes."""
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict[str, Sequence[Row]])
 
 
@@ -76,12 +81,14 @@ def collect(
     stack: ChaosStack,
     accepted: Sequence[Accepted],
     *,
+    uploads: Sequence[str] = (),
     samples: Sequence[str] = (),
     leftovers: Sequence[str] = (),
 ) -> Evidence:
     """Read everything; the API has to be there."""
     with databases.reading(stack.database.url) as connection:
         tables = {name: _rows(connection, query) for name, query in _QUERIES.items()}
+        hashes = {row["id"]: row["sha256"] for row in _rows(connection, _DATASETS)}
     by_job = {name: _by_job(rows) for name, rows in tables.items() if name != "jobs"}
     rows = {row["id"]: row for row in tables["jobs"]}
     jobs = [
@@ -95,7 +102,15 @@ def collect(
         )
         for each in accepted
     ]
-    return Evidence(jobs, samples, leftovers, tables)
+    there = {*rows, *hashes}
+    return Evidence(
+        jobs,
+        samples,
+        leftovers,
+        unaccepted=sorted(there - {each.job_id for each in accepted} - set(uploads)),
+        broken_uploads=[each for each in uploads if not _is_stored(stack, each, hashes.get(each))],
+        tables=tables,
+    )
 
 
 def adapter_sha256(home: Path, job: Row | None) -> str | None:
@@ -104,6 +119,11 @@ def adapter_sha256(home: Path, job: Row | None) -> str | None:
         return None
     file = attempt_folder(home, job["id"], job["final_attempt"]) / FINAL_FOLDER / _ADAPTER
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "no file"
+
+
+def _is_stored(stack: ChaosStack, dataset_id: str, sha256: str | None) -> bool:
+    files = (stack.home / "datasets" / dataset_id).glob("*")
+    return sha256 in {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _rows(connection: Connection, query: str) -> list[Row]:

@@ -29,7 +29,7 @@ from app.domain.runs import (
     StopReason,
     checkpoint_folder_name,
 )
-from tests.chaos.harness import fast_model
+from tests.chaos.harness import fast_model, visits
 from tests.chaos.harness.fast_model import FastModel
 from worker import trainer
 from worker.trainer import Control, StillHeld
@@ -87,6 +87,7 @@ def _set_failpoints(run: RunFile) -> None:
         points["checkpoint.fsync"] = f"sleep:{save_ms / _SYNCS_A_SAVE / 1000:.4f}"
     if str(run.attempt) in metadata.get(FAILING_ATTEMPTS, "").split(","):
         points |= failpoints.parse(metadata.get(FAILPOINTS, ""))
+        visits.keep(run.attempt_folder.parents[3], run.job_id)
     given = os.environ.get(failpoints.VARIABLE, "")
     extra = ";".join(f"{name}={action}" for name, action in points.items())
     os.environ[failpoints.VARIABLE] = f"{given};{extra}"

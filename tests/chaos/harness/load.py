@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -91,6 +91,10 @@ class Load:
         self._stack = stack
         self._num_sent = 0
         self.accepted: dict[str, Accepted] = {}
+        self.uploads: list[str] = []
+        """Ids of the data sets whose upload got its 2xx."""
+        self.before_retry: Callable[[], None] = lambda: None
+        """Called after each request that failed, before what is dead is started again."""
         self._dataset = ""
         self.answers: Counter[int] = Counter()
 
@@ -99,11 +103,14 @@ class Load:
         write_model(self._stack.home, MODEL)
 
     def upload(self, rows: bytes = b'{"text": "a row"}\n') -> None:
-        """Upload the data set of all jobs."""
-        answer = self._retried("/datasets", files={"file": ("rows.jsonl", rows)})
+        """Upload the data set of all jobs from now on, again with the same key until accepted."""
+        files = {"file": ("rows.jsonl", rows)}
+        key = {"Idempotency-Key": f"chaos-upload-{len(self.uploads)}"}
+        answer = self._retried("/datasets", files=files, headers=key)
         if answer.status_code != 201:
             raise Stuck(f"the data set was refused: {answer.text}")
         self._dataset = answer.json()["id"]
+        self.uploads.append(self._dataset)
 
     def submit(self, work: AnyWork) -> Accepted:
         """Submit a job, again with the same key until it is accepted."""
@@ -182,5 +189,6 @@ class Load:
                     return answer
             if time.monotonic() > deadline:
                 raise Stuck(f"no answer to POST {path} within {_RETRY_SECONDS:.0f} s")
+            self.before_retry()
             self._stack.revive()
             time.sleep(0.05)

@@ -25,6 +25,11 @@ def violations(evidence: Evidence) -> dict[str, list[str]]:
         name: [line for job in evidence.jobs for line in check(job)]
         for name, check in CHECKS.items()
     }
+    found["I1"] += [f"the upload {each} is not there as it was" for each in evidence.broken_uploads]
+    found["I2"] += [
+        f"{each} is there and was accepted by nobody: a request was done twice"
+        for each in evidence.unaccepted
+    ]
     found["I9"] = [*evidence.samples, *evidence.leftovers]
     return {name: lines for name, lines in found.items() if lines}
 

@@ -145,6 +145,7 @@ def _settle(run: Run) -> Evidence:
     return evidence.collect(
         run.stack,
         list(run.load.accepted.values()),
+        uploads=run.load.uploads,
         samples=run.samples,
         leftovers=_leftovers(run),
     )

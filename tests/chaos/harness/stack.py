@@ -19,7 +19,7 @@ import psutil
 import redis
 
 from app.cli import tether, valkey
-from tests.chaos.harness import processes, worker_entry
+from tests.chaos.harness import api_entry, processes, visits, worker_entry
 from tests.chaos.harness.databases import ChaosDatabase
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,11 +99,9 @@ class ChaosStack:
 
     def start(self, name: str, **environment: str) -> None:
         """Start a process without waiting for it."""
-        extra: dict[str, str] = {}
-        if name in self.workers:
-            extra[worker_entry.FAILPOINTS_FILE] = str(self.failpoints_file(name))
-            if self.shape.is_remote:
-                extra[worker_entry.MACHINE] = f"{name}/elsewhere"
+        extra = {visits.FAILPOINTS_FILE: str(self.failpoints_file(name))}
+        if name in self.workers and self.shape.is_remote:
+            extra[worker_entry.MACHINE] = f"{name}/elsewhere"
         tethered = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid())]
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -174,12 +172,12 @@ class ChaosStack:
         """Remove what Valkey keeps; it must not be running."""
         shutil.rmtree(self.home / "valkey", ignore_errors=True)
 
-    def failpoints_file(self, worker: str) -> Path:
-        return self.home / f"{worker}.failpoints"
+    def failpoints_file(self, name: str) -> Path:
+        return self.home / f"{name}.failpoints"
 
-    def set_failpoints(self, worker: str, configured: str) -> None:
-        """Change the failpoints of a running worker; it looks every 20 ms."""
-        file = self.failpoints_file(worker)
+    def set_failpoints(self, name: str, configured: str) -> None:
+        """Change the failpoints of a worker or the API; it looks every 20 ms."""
+        file = self.failpoints_file(name)
         temporary = file.with_suffix(".tmp")
         temporary.write_text(configured)
         temporary.rename(file)
@@ -216,8 +214,8 @@ class ChaosStack:
                 valkey.find_binary(), folder=self._socket.parent, socket_path=self._socket
             )
         if name == API:
-            uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app"]
-            return [*uvicorn, "--port", str(self.port), "--no-access-log"]
+            served = ["--port", str(self.port), "--no-access-log"]
+            return [sys.executable, "-m", api_entry.__name__, *served]
         return [sys.executable, "-m", worker_entry.__name__]
 
 

@@ -9,29 +9,25 @@
 import os
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-TRAINER, MACHINE, FAILPOINTS_FILE = "CHAOS_TRAINER", "CHAOS_MACHINE", "CHAOS_FAILPOINTS_FILE"
+TRAINER, MACHINE = "CHAOS_TRAINER", "CHAOS_MACHINE"
 _REAL_SERVER = "worker.forkserver"
 _FAST_SERVER = "tests.chaos.harness.fast_forkserver"
-_LOOK_SECONDS = 0.02
 
 
 def main() -> None:
     from app.cli import worker
     from app.settings import Settings
+    from tests.chaos.harness import visits
 
     settings = Settings()
     if os.environ.get(TRAINER) == "fast":
         _start_the_fast_server()
     if machine := os.environ.get(MACHINE):
         _pretend_to_be_on(machine)
-    if path := os.environ.get(FAILPOINTS_FILE):
-        threading.Thread(target=_follow_failpoints, args=(Path(path),), daemon=True).start()
+    visits.follow(settings.home)
     # The same arguments as the product's command, without a second start of Python.
     _, _, _, *arguments = worker.command(settings)
     sys.argv = ["celery", *arguments]
@@ -55,18 +51,6 @@ def _pretend_to_be_on(machine: str) -> None:
     from app.services import workers
 
     workers.this_machine = lambda: machine
-
-
-def _follow_failpoints(path: Path) -> None:
-    from app.domain import failpoints
-
-    known = ""
-    while True:
-        wanted = path.read_text() if path.exists() else ""
-        if wanted != known:
-            failpoints._visits.clear()
-            os.environ[failpoints.VARIABLE] = known = wanted
-        time.sleep(_LOOK_SECONDS)
 
 
 if __name__ == "__main__":
