@@ -1,9 +1,9 @@
 """The warm fork server: imports the training stack once, then forks trainers in milliseconds.
 
 The launcher starts it with one socket. A request is a JSON line with two file descriptors (control
-pipe, log); the answers are JSON lines. End of file on the socket means that the worker has died:
-the server kills what it forked and ends. It is single-threaded, because only then is a fork safe
-and does the parent-death signal of a child follow this process.
+pipe or socket, log); the answers are JSON lines. End of file on the socket means that the worker
+has died: the server kills what it forked and ends. It is single-threaded, because only then is a
+fork safe and does the parent-death signal of a child follow this process.
 """
 
 import argparse
@@ -24,7 +24,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
-ENTRIES = {"trainer": "worker.trainer", "tool": "worker.tool_process"}
+ENTRIES = {
+    "trainer": "worker.trainer",
+    "tool": "worker.tool_process",
+    "host": "worker.host_process",
+}
 _MAX_REQUEST_BYTES = 65_536
 
 
@@ -44,7 +48,7 @@ def main() -> None:
 
 
 def run_entry(name: str, folder: Path, control_fd: int) -> NoReturn:
-    """Run a trainer or a tool in this process and end it with its exit status."""
+    """Run a trainer, a tool or a model host in this process and end it with its exit status."""
     status = 2
     try:
         status = importlib.import_module(ENTRIES[name]).main(folder, control_fd)

@@ -1,4 +1,4 @@
-"""Starting trainers and tools: forked from the warm server, or as fresh processes."""
+"""Starting trainers, tools and model hosts: forked from the warm server, or as fresh processes."""
 
 import contextlib
 import json
@@ -19,7 +19,12 @@ from app.domain.runs import StopCommand, StopReason
 
 _log = logging.getLogger(__name__)
 
-Entry = Literal["trainer", "tool"]
+Entry = Literal["trainer", "tool", "host"]
+_MODULES: dict[Entry, str] = {
+    "trainer": "worker.trainer",
+    "tool": "worker.tool_process",
+    "host": "worker.host_process",
+}
 _READY_SECONDS = 120.0
 
 # A trainer gets these variables and no others: no URL of a database or broker is among them.
@@ -54,7 +59,10 @@ _SET = {
 
 @dataclass
 class Launched:
-    """A running trainer or tool; it leads a session and process group of its own."""
+    """A running trainer, tool or host; it leads a session and process group of its own.
+
+    `control_fd` is the write end of a pipe; that of a host is a socket, for both directions.
+    """
 
     pid: int
     control_fd: int
@@ -127,13 +135,20 @@ def environment() -> dict[str, str]:
     return {**_SET, **passed}
 
 
+def _control(entry: Entry) -> tuple[int, int]:
+    """Return the child's and the worker's end of what commands come through."""
+    if entry != "host":
+        return os.pipe()
+    theirs, ours = socket.socketpair()
+    return theirs.detach(), ours.detach()
+
+
 class FreshLauncher:
     """Starts a new Python for every trainer: slower by the import of torch."""
 
     def launch(self, entry: Entry, folder: Path, log: Path) -> Launched:
-        read_fd, write_fd = os.pipe()
-        module = {"trainer": "worker.trainer", "tool": "worker.tool_process"}[entry]
-        command = [sys.executable, "-m", module, str(folder), "--control-fd", str(read_fd)]
+        read_fd, write_fd = _control(entry)
+        command = [sys.executable, "-m", _MODULES[entry], str(folder), "--control-fd", str(read_fd)]
         try:
             with log.open("ab") as output:
                 process = subprocess.Popen(
@@ -238,7 +253,7 @@ class _Server:
         ready = self._wait_for("ready")
         if ready is not True:
             raise Unavailable(f"the fork server did not start: {self._answers.get('problem')}")
-        read_fd, write_fd = os.pipe()
+        read_fd, write_fd = _control(entry)
         try:
             with self._forking, log.open("ab") as output:
                 number = self._request(entry, folder, [read_fd, output.fileno()])

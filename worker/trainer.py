@@ -36,7 +36,7 @@ _LOCK_WAIT_SECONDS = 30.0
 _LOCK_POLL_SECONDS = 0.05
 _PRELOADED = (
     "worker.training.run",
-    "worker.training.generate",
+    "worker.training.inference.engine",
     "worker.training.preview",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",

@@ -1,23 +1,23 @@
 """Answers of a job's checkpoints, its final adapter or its base model, given by a worker."""
 
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.db import checkpoints as checkpoint_queries
 from app.db.engine import Database
 from app.domain.errors import InvalidInput, NotFound
 from app.domain.groups import Label
-from app.domain.rows import Message
-from app.domain.spec import JobSpec
-from app.domain.tools import GenerateRequest, GenerateResult
-from app.services import catalog, checkpoints, jobs, tools
-from app.services.jobs import Outside
+from app.domain.inference import ChatPrompt, Sampling
+from app.services import checkpoints, inference, jobs, named_models
+from app.services.inference import Line
+from app.services.named_models import NamedModel
 from app.settings import Settings
 
-BASE = "base"
+BASE = named_models.BASE
 _MAX_PROMPTS = 16
 
 
@@ -62,40 +62,54 @@ class Generation(BaseModel):
     answers: list[str]
     """One answer for each conversation, in their order."""
     seconds: float
-    """Time the worker took in seconds."""
+    """Time from the question to the last answer in seconds."""
 
 
-def generate(
-    db: Database, outside: Outside, project_id: str, job_id: str, body: GenerateBody
-) -> Generation:
-    """Let a worker answer conversations, also while it trains.
+async def generate(line: Line, project_id: str, job_id: str, body: GenerateBody) -> Generation:
+    """Let a worker answer conversations, taking the most likely token each time.
 
     Raises:
         NotFound: No such job or checkpoint.
         CheckpointUnusable: The checkpoint does not verify.
-        NoWorker: No worker is running.
-        Unavailable: The worker failed or took too long, or enough others are being answered.
+        InvalidInput: A conversation leaves nothing to answer, or is longer than the context.
+        RateLimited: As many requests as may wait do.
+        Unavailable: No worker is running, or it failed.
     """
-    settings = outside.settings
+    began = time.monotonic()
     _require_user_turns(body.messages)
-    with db.read() as session:
-        spec = JobSpec.model_validate(jobs.require(session, project_id, job_id).spec)
-    model = catalog.require_model(settings, spec.base_model)
-    with tools.place_for_a_call():
-        adapter, label = _adapter(db, settings, project_id, job_id, str(body.checkpoint))
-        request = GenerateRequest(
-            model_folder=model.path,
-            adapter_folder=adapter,
-            dtype=spec.training.dtype,
-            quantization=spec.quantization,
-            prompts=tuple(
-                tuple(Message(turn.role, turn.content) for turn in prompt)
-                for prompt in body.messages
-            ),
-            max_new_tokens=body.max_new_tokens,
-        )
-        result = tools.ask(db, outside, request, GenerateResult)
-    return Generation(checkpoint=label, answers=list(result.answers), seconds=result.seconds)
+    model = await to_thread.run_sync(
+        named, line.db, line.settings, project_id, job_id, str(body.checkpoint)
+    )
+    sampling = Sampling(max_tokens=body.max_new_tokens, temperature=0)
+    requests = [
+        inference.request_of(model, _prompt(turns, model), sampling) for turns in body.messages
+    ]
+    _, found = await inference.answer(line, requests)
+    return Generation(
+        checkpoint=model.label,
+        answers=[answer.text.strip() for (answer,) in found],
+        seconds=time.monotonic() - began,
+    )
+
+
+def named(db: Database, settings: Settings, project_id: str, job_id: str, which: str) -> NamedModel:
+    """Find what is asked: a step, `latest`, `best`, the id of a checkpoint, `final`, or `base`.
+
+    Raises:
+        NotFound: No such job or checkpoint.
+        CheckpointUnusable: The checkpoint does not verify.
+    """
+    if which == checkpoints.LATEST:
+        with db.read() as session:
+            jobs.require(session, project_id, job_id)
+            newest = checkpoint_queries.latest(session, job_id)
+        if newest is None:
+            raise NotFound(
+                f"job {job_id} has no checkpoint yet; ask `base`, or wait for its first",
+                param="checkpoint",
+                code="no_checkpoint",
+            )
+    return named_models.of_job(db, settings, project_id, job_id, which)
 
 
 def _require_user_turns(prompts: Sequence[Sequence[Turn]]) -> None:
@@ -111,22 +125,8 @@ def _require_user_turns(prompts: Sequence[Sequence[Turn]]) -> None:
             )
 
 
-def _adapter(
-    db: Database, settings: Settings, project_id: str, job_id: str, which: str
-) -> tuple[Path | None, str]:
-    if which == BASE:
-        return None, BASE
-    if which == checkpoints.FINAL:
-        return checkpoints.adapter_folder(db, settings, project_id, job_id, which), which
-    if which == checkpoints.LATEST:
-        with db.read() as session:
-            newest = checkpoint_queries.latest(session, job_id)
-        if newest is None:
-            raise NotFound(
-                f"job {job_id} has no checkpoint yet; ask `base`, or wait for its first",
-                param="checkpoint",
-                code="no_checkpoint",
-            )
-    found = checkpoints.get(db, project_id, job_id, which)
-    checkpoints.require_good(db, settings, found)
-    return checkpoints.folder_of(settings, found), f"step {found.step}"
+def _prompt(turns: Sequence[Turn], model: NamedModel) -> ChatPrompt:
+    return ChatPrompt(
+        messages=tuple({"role": turn.role, "content": turn.content} for turn in turns),
+        chat_template=model.chat_template,
+    )

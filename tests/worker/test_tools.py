@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 
 from app.domain import ids
+from app.domain.datasets import DataFile
 from app.domain.errors import Unavailable
-from app.domain.rows import Message
+from app.domain.options import DatasetSpec
 from app.domain.tools import (
     REQUEST_FILE,
     RESULT_FILE,
+    TOOL_REQUEST,
     TOOL_RESULT,
-    GenerateRequest,
-    GenerateResult,
+    PreviewRequest,
+    ReplayResult,
     ToolFailure,
 )
 from app.domain.workers import Device
+from tests.training_runs import DATASET_ID
 from worker import tools
 from worker.launcher import Launched
 
@@ -54,8 +57,10 @@ def refuse(_: Path) -> None:
 
 
 def answer(folder: Path) -> None:
-    request = GenerateRequest.model_validate_json((folder / REQUEST_FILE).read_bytes())
-    result = GenerateResult(answers=(request.device,), seconds=float(request.num_threads))
+    request = TOOL_REQUEST.validate_json((folder / REQUEST_FILE).read_bytes())
+    result = ReplayResult(
+        steps=(), tensors_sha256="", notices=(request.device,), seconds=float(request.num_threads)
+    )
     (folder / RESULT_FILE).write_text(result.model_dump_json())
 
 
@@ -63,7 +68,11 @@ def run_tool(home: Path, launcher: FakeLauncher) -> tuple[Any, list[str], str]:
     task_id = ids.new("tool")
     folder = home / "tools" / task_id
     folder.mkdir(parents=True)
-    request = GenerateRequest(model_folder=home, prompts=((Message("user", "hello"),),))
+    request = PreviewRequest(
+        model_folder=home,
+        dataset=DataFile(path=home / "rows.jsonl", sha256="0" * 64, format=None),
+        options=DatasetSpec(id=DATASET_ID),
+    )
     (folder / REQUEST_FILE).write_text(request.model_dump_json())
     stream = FakeStream()
     context: Any = SimpleNamespace(
@@ -96,8 +105,8 @@ def test_a_tool_that_dies_or_cannot_start_is_answered_with_a_failure(
 def test_a_tool_knows_its_workers_device_and_its_answer_is_kept(tmp_path: Path):
     result, woken, task_id = run_tool(tmp_path, FakeLauncher(answer))
 
-    assert isinstance(result, GenerateResult)
-    assert (result.answers, result.seconds >= 1) == (("cpu",), True)
+    assert isinstance(result, ReplayResult)
+    assert (result.notices, result.seconds >= 1) == (("cpu",), True)
     assert woken == [task_id]
 
 

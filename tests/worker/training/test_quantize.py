@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 
 from app.domain.errors import InvalidModel, LoradError, TrainingError
 from app.domain.options import LoraSpec, QuantizationSpec
-from app.domain.tools import GenerateRequest
 from tests.training_runs import Attempt, Workplace
 from tests.worker.training.test_checkpoint import sign
-from worker.training import adapters, generate, model, quantize
+from worker.training import adapters, model, quantize
 
 CPU = torch.device("cpu")
 NF4 = QuantizationSpec(load_in_4bit=True)
@@ -257,23 +256,6 @@ def test_a_base_that_quantizes_to_other_bits_is_refused_under_an_equal_spec(
 
     assert attempt.failed.code == "resume_mismatch"
     assert "base_quantized_sha256" in attempt.failed.message
-
-
-def test_answers_come_from_the_base_that_was_trained_on(whole: Attempt, tiny_llama: Path):
-    request = GenerateRequest.model_validate(
-        {
-            "model_folder": tiny_llama,
-            "adapter_folder": whole.folder / "final",
-            "quantization": NF4,
-            "prompts": [[{"role": "user", "content": "Hello"}]],
-        }
-    )
-    state = json.loads((whole.checkpoint(2).folder / "training_state.json").read_text())
-
-    loaded: Any = generate._load(request, CPU)
-
-    assert quantize.digest(loaded.get_base_model()) == state["identity"]["base_quantized_sha256"]
-    assert generate.generate(request).answers
 
 
 @pytest.mark.model
