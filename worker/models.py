@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
                 folder = add_gguf(given.source, given.dest)
             case "add-folder":
                 folder = add_folder(given.source, given.dest)
+            case "add-adapter":
+                folder = add_adapter(given.source, given.base, given.dest)
             case _:
                 folder = add_gguf(find_smollm2(), given.dest)
     except (LoradError, OSError) as error:
@@ -71,6 +73,22 @@ def add_folder(source: Path, dest: Path) -> Path:
         for file in sorted(source.iterdir()):
             if file.is_file() and (file.suffix in _COPIED_SUFFIXES or file.name in _COPIED_NAMES):
                 shutil.copyfile(file, folder / file.name)
+    return dest
+
+
+def add_adapter(source: Path, base: Path, dest: Path) -> Path:
+    """Merge a PEFT adapter into a base model, as a new model.
+
+    Raises:
+        InvalidModel: The adapter is unsafe, of another kind or base, or the merge is another model.
+        StartupError: The destination exists.
+    """
+    if not source.is_dir():
+        raise InvalidModel(f"{source}: no such folder")
+    from worker.training.export import adopt
+
+    with _new_folder(dest) as folder:
+        adopt.adopt(source, base, folder)
     return dest
 
 
@@ -126,11 +144,13 @@ def _sync(folder: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.models", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, takes_source in (("add-gguf", True), ("add-folder", True), ("add-smollm2", False)):
+    for name in ("add-gguf", "add-folder", "add-adapter", "add-smollm2"):
         command = commands.add_parser(name)
-        if takes_source:
+        if name != "add-smollm2":
             command.add_argument("source", type=Path)
         command.add_argument("dest", type=Path)
+        if name == "add-adapter":
+            command.add_argument("--base", type=Path, required=True)
     return parser
 
 
