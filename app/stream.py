@@ -148,6 +148,16 @@ class LiveReader:
             return "$"
         return str(last[0][0]) if last else "0"
 
+    async def newest(self, job_id: str) -> tuple[int, int] | None:
+        """Return (fence, seq) of the last entry, (0, 0) without one; None when Redis is away."""
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                last = await self._redis.xrevrange(_live_key(job_id), count=1)
+        except (redis.RedisError, OSError, TimeoutError):
+            return None
+        fence, _, seq = str(last[0][0]).partition("-") if last else ("0", "", "0")
+        return int(fence), int(seq)
+
     async def read(
         self, job_id: str, *, after: tuple[int, int], state_cursor: str, seconds: float
     ) -> tuple[list[LiveEvent], str | None]:

@@ -4,6 +4,7 @@ Run by `make demo`. Works in `./.lorad-demo` (or LORAD_DEMO_HOME) and can be run
 """
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -81,7 +82,10 @@ def lorad_up(home: Path) -> Generator[str]:
 
 def wait_for_url(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    url = process.stdout.readline().strip()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        has_answered = bool(selector.select(UP_SECONDS))
+    url = process.stdout.readline().strip() if has_answered else ""
     if not url:
         raise LoradError("`lorad up` did not start")
     return url

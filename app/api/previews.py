@@ -9,6 +9,7 @@ from app.api.datasets import DatasetId
 from app.api.deps import MAX_INT32, Db, Project, Reach
 from app.api.errors import answers
 from app.api.strict import StrictRoute
+from app.domain import faults
 from app.domain.errors import InvalidInput
 from app.domain.groups import Label
 from app.domain.options import ColumnName
@@ -62,7 +63,8 @@ def _mapping(text: str) -> dict[str, str]:
         return _FIELD_MAPPING.validate_json(text)
     except ValidationError as error:
         raise InvalidInput(
-            f"field_mapping: {error.errors()[0]['msg']}; give an object of names as JSON, such as"
+            f"{faults.of(error.errors()[0], group='field_mapping').message};"
+            " give an object of names as JSON, such as"
             ' {"prompt": "question"}',
             param="field_mapping",
             code="invalid_field_mapping",

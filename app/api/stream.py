@@ -25,6 +25,8 @@ _LIVE_WAIT_SECONDS = 5.0
 _AWAY_SECONDS = 1.0
 # Time that the batch behind a live entry needs to reach the database.
 _GAP_SECONDS = 0.2
+# Events of a batch that reached clients before the database; Redis may have lost them since.
+_MOST_AHEAD = 100
 
 Cursor = tuple[int, int]
 
@@ -53,18 +55,44 @@ def _streamable(job_id: JobId, project: Project, request: Request) -> Job:
     return jobs.get(parts.db, parts.settings, project, job_id)
 
 
+async def _place(
+    request: Request,
+    job: Annotated[Job, Depends(_streamable)],
+    cursor: Annotated[Cursor, Depends(_cursor)],
+) -> Cursor:
+    """Refuse a cursor that no event can have had: behind it the stream would stay silent.
+
+    A client may be ahead of the database, by a batch, or by an outage of it; Redis then has the id.
+    """
+    parts: Parts = request.app.state.parts
+    fence, seq = await to_thread.run_sync(metrics.newest, parts.db, job.id)
+    if cursor <= (fence, seq + _MOST_AHEAD):
+        return cursor
+    live = await parts.reader.newest(job.id)
+    if live is None or cursor <= live:
+        return cursor
+    newest = "-".join(map(str, max(live, (fence, seq))))
+    raise InvalidInput(
+        f"Last-Event-ID {cursor[0]}-{cursor[1]} is beyond this job's newest event, {newest}; give"
+        " the id of an event that came, or leave it out to get all of them",
+        param="Last-Event-ID",
+        code="invalid_cursor",
+    )
+
+
 @router.get(
     "/{job_id}/stream", response_class=EventSourceResponse, responses=answers_beside_text(404)
 )
 async def stream_job(
     request: Request,
     job: Annotated[Job, Depends(_streamable)],
-    cursor: Annotated[Cursor, Depends(_cursor)],
+    cursor: Annotated[Cursor, Depends(_place)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow a job live.
 
-    Events `ready`, `step`, `checkpoint`, `notice`, `finished`, `stopped` and `failed` carry an id;
-    events `state` do not. `complete` is the last event of a job that has ended.
+    Events `ready`, `receipt`, `memory`, `step`, `gradient_flow`, `evaluation`, `checkpoint`,
+    `notice`, `certificate`, `finished`, `stopped` and `failed` carry an id; events `state` do not.
+    `complete` is the last event of a job that has ended.
     """
     follower = Follower(request.app.state.parts, request.app.state.closing, job, cursor)
     async for event in follower.events():

@@ -1,8 +1,9 @@
 """What every route refuses before its endpoint runs: unknown parameters, JSON that is none."""
 
 import json
+import re
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
@@ -19,11 +20,14 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         known = sorted(_query_names(self.dependant))
+        integers = _integer_names(self.dependant)
         takes_a_body = bool(self.dependant.body_params)
 
         async def checked(request: Request) -> Response:
             given = [name for name, _ in request.query_params.multi_items()]
             require_known(given, known, what="parameter")
+            for name in integers & set(given):
+                _require_plain(name, request.query_params[name])
             strict = _StrictRequest(request.scope, request.receive)
             if not takes_a_body:
                 _refuse_body(await strict.body())
@@ -73,6 +77,34 @@ def _refuse_body(body: bytes) -> None:
 def _query_names(dependant: Dependant) -> set[str]:
     own = {field.alias for field in dependant.query_params}
     return own.union(*(_query_names(each) for each in dependant.dependencies))
+
+
+def _integer_names(dependant: Dependant) -> set[str]:
+    own = {
+        field.alias
+        for field in dependant.query_params
+        if cast(object, field.field_info.annotation) in (int, int | None)
+    }
+    return own.union(*(_integer_names(each) for each in dependant.dependencies))
+
+
+def _require_plain(name: str, text: str) -> None:
+    """Refuse what pydantic reads as a whole number although nobody writes one so, such as 1_0.
+
+    Raises:
+        InvalidInput: It is not digits alone.
+    """
+    if re.fullmatch(r"-?[0-9]+", text):
+        return
+    try:
+        float(text)
+    except ValueError:
+        return  # no number at all, which has a message of its own
+    raise InvalidInput(
+        f"{name} is {shown(repr(text))}; write a whole number in digits alone",
+        param=name,
+        code="int_parsing",
+    )
 
 
 def _read_json(body: bytes) -> Any:

@@ -19,6 +19,7 @@ from app.domain.plans import Plan
 
 connect = Client.from_environment
 _LOG_SECONDS = 0.5
+_MOST_DIGITS = 18
 
 
 class _DeadlinePassed(Exception):
@@ -133,7 +134,9 @@ def download(client: Client, job_id: str, checkpoint: str, *, to: Path | None) -
 
 def number_or_name(text: str) -> int | str:
     """Read a checkpoint as the API takes it: steps are numbers, the rest names or ids."""
-    return int(text) if text.isdecimal() else text
+    # What has more digits is no step either, and the API says so.
+    is_number = text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS
+    return int(text) if is_number else text
 
 
 def training_overrides(overrides: list[str]) -> dict[str, Any]:

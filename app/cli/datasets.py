@@ -42,6 +42,11 @@ def upload(
     with actions.connect() as client:
         dataset = actions.upload(client, file, name=name, on_bad_rows=on_bad_rows.value)
         output.show_one(dataset, views.DATASET, mode)
+    if dataset.format is None:
+        output.say(
+            "its columns are those of no known format; a job has to give dataset.format, and"
+            " dataset.field_mapping where they are called otherwise"
+        )
 
 
 @app.command("list")

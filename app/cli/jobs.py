@@ -12,9 +12,23 @@ app = typer.Typer()
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", show_default=False)]
 Watch = Annotated[bool, typer.Option("--watch", help="Show it live afterwards.")]
+
+
+def _bounded(seconds: float | None) -> float | None:
+    # Not a range of typer's: it lets `nan` through, and no timer of the system goes further.
+    if seconds is not None and not 0.001 <= seconds <= _MOST_SECONDS:
+        raise typer.BadParameter(
+            f"{seconds:g} is not between 0.001 and {_MOST_SECONDS}; leave it out to wait forever"
+        )
+    return seconds
+
+
+_MOST_SECONDS = 31_536_000
 Timeout = Annotated[
     float | None,
-    typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time with exit code 124."),
+    typer.Option(
+        callback=_bounded, metavar="SECONDS", help="Give up after this time with exit code 124."
+    ),
 ]
 
 

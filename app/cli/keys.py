@@ -51,9 +51,15 @@ def create(
     home: Home = None,
 ) -> None:
     """Create a key and print it; it cannot be shown again."""
-    secret = _database().create_key(local.settings(home=home), name=name)
+    if name and not name.strip():
+        raise typer.BadParameter("--name is blank; give a label, or leave it out")
+    database, settings = _database(), local.settings(home=home)
+    is_first = not database.list_keys(settings)
+    secret = database.create_key(settings, name=name)
     output.show_text(secret)
     output.say("keep it, it cannot be shown again; use it with: export LORAD_API_KEY=<the key>")
+    if is_first:
+        output.say("it is the first key: requests without a key are refused from now on")
 
 
 @app.command("list")
@@ -73,5 +79,11 @@ def revoke(
     home: Home = None,
 ) -> None:
     """Revoke a key; requests with it are refused at once."""
-    _database().revoke_key(local.settings(home=home), key_id)
+    database, settings = _database(), local.settings(home=home)
+    database.revoke_key(settings, key_id)
     output.say(f"{key_id} is revoked")
+    if all(key.revoked_at for key in database.list_keys(settings)):
+        output.say(
+            "no active key is left, and requests still need one: every request is refused until"
+            " you make another with `lorad keys create`"
+        )

@@ -15,9 +15,21 @@ if TYPE_CHECKING:
 # Read elsewhere: by the client, and by tests.
 _NO_SETTINGS = ("LORAD_API_URL", "LORAD_API_KEY", "LORAD_FAILPOINTS", "LORAD_REQUIRE_POSTGRES")
 
+
+def _folder(text: str) -> Path:
+    if not text:  # an unset variable of a shell, which pathlib takes for the current folder
+        raise typer.BadParameter("--home is empty; give a folder, or leave it out")
+    return Path(text)
+
+
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="Folder of models, data sets and jobs. Default: ~/.lorad"),
+    typer.Option(
+        "--home",
+        parser=_folder,
+        metavar="PATH",
+        help="Folder of models, data sets and jobs. Default: ~/.lorad",
+    ),
 ]
 
 

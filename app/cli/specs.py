@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from app.domain import consistency
+from app.domain import consistency, faults
 from app.domain.errors import InvalidInput
 from app.domain.spec import JobSpec
 from app.domain.strict_json import DuplicateKey, unique_keys
@@ -109,13 +109,10 @@ def validate(spec: Mapping[str, Any]) -> JobSpec:
     try:
         valid = JobSpec.model_validate_json(json.dumps(spec))
     except ValidationError as error:
-        faults = error.errors()
-        first = faults[0]
-        key = first.get("ctx", {}).get("key")
-        parts = [*first["loc"], *([key] if key and key not in first["loc"] else [])]
-        param = ".".join(str(part) for part in parts)
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InvalidInput(f"{param}: {first['msg']}{more}", param=param) from error
+        found = faults.of(error.errors()[0], whole="the job")
+        num_more = error.error_count() - 1
+        more = f" (and {num_more} more)" if num_more else ""
+        raise InvalidInput(f"{found.message}{more}", param=found.param) from error
     consistency.require(valid)
     return valid
 
@@ -186,7 +183,10 @@ def _apply(spec: dict[str, Any], override: str) -> None:
 def _resolve_path(spec: dict[str, Any], folder: Path) -> None:
     dataset = _group(spec, "dataset")
     if isinstance(dataset.get("path"), str):
-        dataset["path"] = str(folder / Path(dataset["path"]).expanduser())
+        try:
+            dataset["path"] = str(folder / Path(dataset["path"]).expanduser())
+        except RuntimeError as error:
+            raise InvalidInput(f"dataset.path: {error}", param="dataset.path") from error
 
 
 def _group(spec: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -48,11 +48,7 @@ class Transport:
     def __init__(
         self, url: str, *, api_key: str | None, transport: httpx2.BaseTransport | None = None
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise errors.InvalidInput(
-                f"{url!r} is no URL of an API; it looks like {DEFAULT_URL}", param="LORAD_API_URL"
-            )
+        hostname = _hostname(url)
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise errors.InvalidInput(
                 "the API key holds characters that no key of ours has; copy it again",
@@ -65,7 +61,7 @@ class Transport:
             timeout=_TIMEOUT,
             transport=transport,
             # A proxy that the environment names cannot reach this machine's own loopback.
-            trust_env=parts.hostname not in LOOPBACK_HOSTS,
+            trust_env=hostname not in LOOPBACK_HOSTS,
         )
 
     def close(self) -> None:
@@ -139,11 +135,19 @@ class Transport:
 
     @contextmanager
     def stream(
-        self, path: str, *, headers: Mapping[str, str] | None = None, read_seconds: float = 30.0
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        read_seconds: float | None = 30.0,
+        **options: Any,
     ) -> Generator[httpx2.Response]:
         """Open an answer that is read while it comes."""
         timeout = httpx2.Timeout(read_seconds, connect=5.0)
-        with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+        with self._http.stream(
+            method, path, headers=headers, timeout=timeout, **options
+        ) as response:
             if not response.is_success:
                 response.read()
             yield _checked(response)
@@ -174,6 +178,20 @@ class Transport:
                 f"{self.url} answered what this command does not understand ({error.error_count()} "
                 f"faults in {error.title}); is it a lorad API of the same version?"
             ) from error
+
+
+def _hostname(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and parts.port != 0
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):
+        is_url, parts = False, urlsplit("")
+    if not is_url or not parts.hostname:
+        raise errors.InvalidInput(
+            f"{url!r} is no URL of an API; it looks like {DEFAULT_URL}", param="LORAD_API_URL"
+        )
+    return parts.hostname
 
 
 def path_of(*parts: object) -> str:
@@ -207,6 +225,8 @@ def _kind_of(status: int) -> type[errors.LoradError]:
             return errors.NotFound
         case 409:
             return errors.Conflict
+        case 429:
+            return errors.RateLimited
         case 502 | 503 | 504:
             return errors.Unavailable
         case _ if status in _BAD_INPUT_STATUSES:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -171,12 +172,19 @@ def _start(settings: "Settings", children: list[Child], stop: _Stop) -> None:
     output.show_text(url)
     sys.stdout.flush()
     at = "" if settings.port == 8000 else f"LORAD_API_URL={url} "
+    lorad = _command()
     output.say(f"lorad is up: {settings.slots} slot(s), home {settings.home}")
     output.say(f"  the whole API    {url}/openapi.json")
-    output.say(f"  add a model      lorad models add smollm2 --home {settings.home}")
-    output.say(f"  submit a job     {at}lorad submit examples/quickstart.yaml --watch")
-    output.say(f"  list jobs        {at}lorad ls")
+    output.say(f"  add a model      {lorad} models add smollm2 --home {settings.home}")
+    output.say(f"  submit a job     {at}{lorad} submit examples/quickstart.yaml --watch")
+    output.say(f"  list jobs        {at}{lorad} ls")
     output.say("Ctrl-C drains: running jobs save and go on at the next start.")
+
+
+def _command() -> str:
+    """Return what to type for `lorad`: its path, where the shell would not find it."""
+    own = Path(sys.argv[0])
+    return str(own) if shutil.which("lorad") is None and own.name == "lorad" else "lorad"
 
 
 def _wait(is_done: Callable[[], bool], children: list[Child], stop: _Stop) -> None:

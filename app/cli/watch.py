@@ -209,7 +209,8 @@ class _Board:
 
 def describe(job: Job) -> str:
     """Say in a line what state a job is in and why."""
-    line = f"{job.id} is {job.state}"
+    has_ended = job.state in (JobState.SUCCEEDED, JobState.FAILED)
+    line = f"{job.id} {'has' if has_ended else 'is'} {job.state}"
     if job.state == JobState.QUEUED and job.waiting_for:
         line += f": {job.waiting_for}"
     elif job.error is not None:

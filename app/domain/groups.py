@@ -20,8 +20,16 @@ def _storable(text: str) -> str:
     return text
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be blank; give a text, or leave it out")
+    return text
+
+
 # A text for people that every database can store.
 Label = Annotated[str, AfterValidator(_storable)]
+# One that names something.
+Name = Annotated[Label, AfterValidator(_not_blank)]
 
 
 def printable(text: str) -> str:
@@ -34,10 +42,12 @@ class NotBuilt:
 
     Args:
         values: The refused values; none means everything but the default.
+        instead: What does what the field would do.
     """
 
-    def __init__(self, *values: object) -> None:
+    def __init__(self, *values: object, instead: str = "") -> None:
         self.values = values
+        self.instead = instead
 
     def refuses(self, value: object, default: object) -> bool:
         return value in self.values if self.values else value != default
@@ -64,7 +74,7 @@ class Group(BaseModel):
             for marker in field.metadata:
                 default = field.get_default(call_default_factory=True)
                 if isinstance(marker, NotBuilt) and marker.refuses(getattr(self, key), default):
-                    raise not_available(key, getattr(self, key), default)
+                    raise not_available(key, getattr(self, key), default, instead=marker.instead)
         return self
 
 
@@ -132,7 +142,15 @@ def unknown_key(name: str, known: list[str], *, extra_hint: str = "") -> Pydanti
     )
 
 
-def not_available(key: str, value: object, default: object) -> PydanticCustomError:
+def not_available(
+    key: str, value: object, default: object, *, instead: str = ""
+) -> PydanticCustomError:
+    if instead:
+        return PydanticCustomError(
+            "not_available",
+            "{key} is not available yet; leave it out: {instead}",
+            {"key": key, "instead": instead},
+        )
     return PydanticCustomError(
         "not_available",
         "{key} = {value} is not available in this version; leave it out (default {default})",

@@ -25,7 +25,8 @@ class PreviewRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     line: int
-    """Line of the file, from 1; for JSON arrays, CSV and Parquet the number of the row."""
+    """Line of the file, from 1, on which the row begins; for JSON arrays and Parquet the number of
+    the row."""
     text: str | None
     """The row as the chat template writes it; null where that could not be done."""
     tokens: tuple[PreviewToken, ...]

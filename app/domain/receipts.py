@@ -13,7 +13,8 @@ class LineProblem(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     line: int
-    """Line of the file, from 1; for JSON arrays, CSV and Parquet the number of the row."""
+    """Line of the file, from 1, on which the row begins; for JSON arrays and Parquet the number of
+    the row."""
     fate: Literal["truncated", "dropped"]
     """`truncated`: trained on without its end; `dropped`: not trained on."""
     reason: str
@@ -67,7 +68,8 @@ class LineFate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     line: int
-    """Line of the file, from 1; for JSON arrays, CSV and Parquet the number of the row."""
+    """Line of the file, from 1, on which the row begins; for JSON arrays and Parquet the number of
+    the row."""
     fate: Literal["kept", "truncated", "dropped"]
     """`kept`: used whole; `truncated`: used without its end; `dropped`: not used."""
     held_out: bool = False

@@ -34,8 +34,9 @@ def read(
             which was checked when it was uploaded.
 
     Returns:
-        Pairs of a number from 1, that of the line in JSONL files (blank ones are counted and not
-        yielded) and that of the row in others, and the decoded record.
+        Pairs of a number from 1 and the decoded record. The number is that of the line in JSONL
+        files (blank ones are counted and not yielded), of the line on which the record begins in
+        CSV files, and of the row in others.
 
     Raises:
         BrokenFile: The file as a whole is broken from here on.
@@ -55,8 +56,8 @@ def read(
 
 
 def place(container: Container, number: int) -> str:
-    """Name a record for a message: `line 3` of a JSONL file, `row 3` of any other."""
-    return f"{'line' if container == 'jsonl' else 'row'} {number}"
+    """Name a record for a message: `line 3` of a JSONL or CSV file, `row 3` of any other."""
+    return f"{'line' if container in ('jsonl', 'csv') else 'row'} {number}"
 
 
 def _decoded(

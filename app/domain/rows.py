@@ -138,10 +138,23 @@ def decode(line: bytes) -> dict[str, Any]:
             "duplicate_key", f"the key {names_of([error.key])} is given twice; remove one of them"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise BadRow("bad_json", f"not valid JSON: {error}") from error
+        raise BadRow("bad_json", f"not valid JSON: {_why(text, error)}") from error
     if not isinstance(record, dict):
         raise BadRow("not_an_object", f"expected a JSON object, got {type(record).__name__}")
     return cast(dict[str, Any], record)
+
+
+def _why(text: str, error: ValueError | RecursionError) -> str:
+    """Say why a line is no JSON to somebody who knows nothing of our parser."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if not isinstance(error, json.JSONDecodeError):
+        return "a number has too many digits"  # all that is left is Python's limit of them
+    if text == "{":
+        return "the object goes on in the next line; write one object per line, or an array"
+    if "\r" in text:
+        return "the lines end in CR alone, as on an old Mac; save the file with LF or CRLF"
+    return str(error)
 
 
 def detect(columns: Mapping[str, Any] | Collection[str]) -> RowFormat | None:

@@ -29,6 +29,7 @@ def require(session: Session, project_id: str, spec: JobSpec, model: ModelFolder
     dataset = _require_one(session, project_id, options.id, param="dataset.id")
     row_format = _format(dataset, options)
     _require_template(row_format, spec, model)
+    _require_rows_left(dataset, options)
     if options.eval_id is not None:
         held_out = _require_one(session, project_id, options.eval_id, param="dataset.eval_id")
         _require_template(_format(held_out, options), spec, model)
@@ -43,6 +44,16 @@ def _require_one(session: Session, project_id: str, dataset_id: str, *, param: s
             code="unknown_dataset",
         )
     return dataset
+
+
+def _require_rows_left(dataset: Dataset, options: DatasetSpec) -> None:
+    if options.val_size is not None and options.val_size >= max(dataset.num_rows, 1):
+        raise InvalidInput(
+            f"val_size = {options.val_size:g} holds out all of the {dataset.num_rows} rows of data"
+            f" set {dataset.id}, which leaves none to train on; lower dataset.val_size",
+            param="dataset.val_size",
+            code="nothing_to_train_on",
+        )
 
 
 def _format(dataset: Dataset, options: DatasetSpec) -> RowFormat:

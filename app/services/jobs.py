@@ -127,7 +127,7 @@ def pause(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
         elif row.state == JobState.PAUSED and row.state_reason == DISK_FULL:
             _keep_paused(session, row)
         elif not (row.desired == Desired.PAUSE and row.state in OWNED_STATES):
-            raise _conflict(row, "pause")
+            raise conflict(row, "pause")
     return _told(db, outside, project_id, job_id)
 
 
@@ -144,7 +144,7 @@ def cancel(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
         elif row.state in OWNED_STATES:
             _request(session, row, Desired.CANCEL, OWNED_STATES)
         else:
-            raise _conflict(row, "cancel")
+            raise conflict(row, "cancel")
     return _told(db, outside, project_id, job_id)
 
 
@@ -157,7 +157,7 @@ def delete(db: Database, settings: Settings, project_id: str, job_id: str) -> No
     with db.write() as session:
         row = require(session, project_id, job_id)
         if not job_queries.remove(session, job_id):
-            raise _conflict(row, "delete")
+            raise conflict(row, "delete")
         key_queries.forget(session, job_id)
     shutil.rmtree(job_folder(settings.home, job_id), ignore_errors=True)
 
@@ -271,11 +271,15 @@ def _told(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
     return get(db, outside.settings, project_id, job_id)
 
 
-def _conflict(row: JobRow, verb: str) -> StateConflict:
+def conflict(row: JobRow, verb: str) -> StateConflict:
+    """Return what to raise where a job's state forbids a request; it says what is possible."""
     state = JobState(row.state)
     if state in OWNED_STATES and row.desired == Desired.CANCEL:
+        then = ", then resume" if verb == "resume" else ""
         return StateConflict(
             f"cannot {verb} job {row.id}: it is {state} and being cancelled; "
-            "wait until it is cancelled"
+            f"wait until it is cancelled{then}"
         )
-    return StateConflict(f"cannot {verb} job {row.id}: it is {state}; {allowed_requests(state)}")
+    is_over = state in (JobState.SUCCEEDED, JobState.FAILED)
+    place = f"it has {state}" if is_over else f"it is {state}"
+    return StateConflict(f"cannot {verb} job {row.id}: {place}; {allowed_requests(state)}")

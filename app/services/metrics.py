@@ -23,6 +23,12 @@ def of_job(
         )
 
 
+def newest(db: Database, job_id: str) -> tuple[int, int]:
+    """Return (fence, seq) of the last stored event of a job, (0, 0) without one."""
+    with db.read() as session:
+        return event_queries.newest_cursor(session, job_id)
+
+
 @dataclass(frozen=True)
 class Replay:
     """A piece of a job's stored events."""

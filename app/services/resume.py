@@ -13,10 +13,11 @@ from app.db import trainer_events as event_queries
 from app.db.engine import Database
 from app.db.jobs import JobRow
 from app.db.types import db_now
+from app.domain import faults
 from app.domain.checkpoints import Checkpoint
 from app.domain.errors import CheckpointUnusable, Conflict, InvalidInput, NotFound, StateConflict
 from app.domain.groups import canonical
-from app.domain.jobs import RESUMABLE_STATES, Actor, Desired, Job, JobState, allowed_requests
+from app.domain.jobs import RESUMABLE_STATES, Actor, Desired, Job, JobState
 from app.domain.options import TrainingSpec
 from app.domain.spec import JobSpec
 from app.services import checkpoints, jobs
@@ -78,9 +79,8 @@ def resume(
 
 
 def _require_stopped(row: JobRow) -> None:
-    state = JobState(row.state)
-    if state not in RESUMABLE_STATES:
-        raise StateConflict(f"cannot resume job {row.id}: it is {state}; {allowed_requests(state)}")
+    if JobState(row.state) not in RESUMABLE_STATES:
+        raise jobs.conflict(row, "resume")
 
 
 def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
@@ -107,11 +107,10 @@ def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
         # Groups have to fit each other too: eval_steps without rows to evaluate on does nothing.
         JobSpec.model_validate(changed.model_dump())
     except ValidationError as error:
-        first = error.errors()[0]
-        key = first.get("ctx", {}).get("key") or ".".join(map(str, first["loc"]))
-        message = first["msg"] if "key" in first.get("ctx", {}) else f"{key}: {first['msg']}"
-        param = f"training.{key.removeprefix('training.')}"
-        raise InvalidInput(message, param=param, code=_code(first["type"])) from error
+        # The groups are checked together only once the training group is right in itself.
+        is_group = error.title == TrainingSpec.__name__
+        found = faults.of(error.errors()[0], group="training" if is_group else "")
+        raise InvalidInput(found.message, param=found.param, code=_code(found.code)) from error
     return changed
 
 
@@ -231,6 +230,8 @@ def _requeue(
         values={
             "desired": Desired.RUN.value,
             "spec": spec.model_dump(mode="json"),
+            # Only the trainer knows how many steps an epoch has.
+            "total_steps": spec.training.max_steps,
             "resume_checkpoint_id": None if start is None else start.id,
             "crash_streak": 0,
             "not_before": db_now(),

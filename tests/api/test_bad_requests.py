@@ -65,7 +65,7 @@ HUGE = (2**31, 2**63, 10**30)
 # (path after the job, parameter, values that are refused)
 NUMBERS = [
     ("/metrics", "after_step", ["-1", "x", "1.5", "", *HUGE]),
-    ("/metrics", "limit", ["0", "-1", "10001", "x", *HUGE]),
+    ("/metrics", "limit", ["0", "-1", "10001", "x", "1_0", "+5", " 5 ", "10.0", "1e1", *HUGE]),
     ("/metrics", "include", ["everything", ""]),
     ("/events", "after", ["-1", "x", *HUGE[1:]]),
     ("/events", "limit", ["0", "101"]),

@@ -25,6 +25,19 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
     "not UTF-8": (GOOD + b'{"text": "\xff"}\n', ["line 2", "not UTF-8", "save the file as UTF-8"]),
     "UTF-16": ('{"text": "a"}\n'.encode("utf-16"), ["line 1", "not UTF-8"]),
     "bad JSON": (GOOD * 2 + b"{oops}\n", ["line 3", "not valid JSON"]),
+    "a row over several lines": (
+        b'{\n  "text": "a"\n}\n',
+        ["line 1", "write one object per line, or an array"],
+    ),
+    "lines that end in CR": (b'{"text": "a"}\r{"text": "b"}\r', ["line 1", "end in CR alone"]),
+    "a number of 5000 digits": (
+        b'{"text": ' + b"9" * 5000 + b"}\n",
+        ["line 1", "not valid JSON: a number has too many digits"],
+    ),
+    "rows within a hundred lists": (
+        GOOD + b'{"a": ' + b"[" * 100_000 + b"\n",
+        ["line 2", "not valid JSON: it is nested too deep"],
+    ),
     "no object": (GOOD + b"[]\n", ["line 2", "expected a JSON object, got list"]),
     "a line over the cap": (GOOD + LONG, ["line 2", "longer than", "split the row"]),
     "a message without role": (
@@ -68,6 +81,17 @@ def test_a_file_with_an_unusable_line_is_refused_whole(client: TestClient, home:
     assert [word for word in words if word not in error["message"]] == []
     assert client.get("/datasets").json()["data"] == []
     assert list((home / "datasets").iterdir()) == []
+
+
+def test_an_open_quote_of_a_csv_file_loses_no_row_after_it(client: TestClient):
+    good = b"".join(b"q%d,a%d\n" % (number, number) for number in range(100))
+    content = b"prompt,completion\n" + good + b'bad,"open quote\n' + good * 8
+
+    refused = refusal(upload(client, content, "rows.csv"), 422)
+    kept = upload(client, content, "rows.csv", on_bad_rows="keep").json()
+
+    assert "line 102: the quote opened at line 102 is never closed" in refused["message"]
+    assert (kept["num_rows"], kept["num_bad_rows"]) == (901, 1)
 
 
 def test_of_many_bad_lines_the_first_ones_are_named(client: TestClient):

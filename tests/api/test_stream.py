@@ -220,6 +220,42 @@ def test_a_client_that_comes_back_misses_nothing_and_gets_nothing_twice(
 
 
 @ONE_DATABASE
+@pytest.mark.parametrize("beyond", ["{fence}-999999", "99-1"])
+def test_a_cursor_that_no_event_can_have_had_is_refused(
+    driver: Driver, online: Settings, serve: Callable[[Settings], str], beyond: str
+):
+    job_id, run = driver.in_state(JobState.RUNNING)
+    stored = driver.sql("SELECT count(*) FROM trainer_events")[0][0]
+    headers = {"last-event-id": beyond.format(fence=run.fence)}
+
+    answer = httpx2.get(f"{serve(online)}/jobs/{job_id}/stream", headers=headers)
+
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_cursor", "Last-Event-ID")
+    assert f"newest event, {run.fence}-{stored};" in error["message"]
+
+
+@ONE_DATABASE
+def test_a_client_may_be_far_ahead_of_the_database(
+    driver: Driver, online: Settings, live: LiveStream, serve: Callable[[Settings], str]
+):
+    job_id, run = driver.in_state(JobState.RUNNING)
+    ahead = driver.step(run, 6).model_copy(update={"seq": 5000})
+    after = driver.step(run, 7).model_copy(update={"seq": 5001})
+    live.publish(job_id, run.fence, [ahead])
+
+    listener = Listener(serve(online), job_id, last=f"{run.fence}-5000")
+    live.publish(job_id, run.fence, [after])
+
+    listener.wait_for_id(f"{run.fence}-5001")
+    driver.fail(run)
+    live.state_changed(job_id)
+    listener.finish()
+    assert listener.ids()[0] == f"{run.fence}-5001"
+
+
+@ONE_DATABASE
 def test_a_stream_goes_from_one_attempt_to_the_next(
     driver: Driver, online: Settings, live: LiveStream, serve: Callable[[Settings], str]
 ):

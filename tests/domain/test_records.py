@@ -49,7 +49,8 @@ def test_a_file_is_recognised_by_its_content(
 
     assert kind == (container, compression)
     found = list(records.read(path, container=kind[0], compression=kind[1]))
-    assert found == [(1, ROWS[0]), (2, ROWS[1])]
+    # The first cell of the first record of the CSV file goes on in the next line.
+    assert found == list(zip((2, 4) if container == "csv" else (1, 2), ROWS, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +156,91 @@ def test_a_bad_row_of_a_table_does_not_spoil_the_ones_after_it(read: Any):
         "line_too_long",
         {"prompt": "a\nb", "completion": "c"},
     ]
-    assert [number for number, _ in found] == list(range(1, 8))
+    assert [number for number, _ in found] == [2, 3, 4, 5, 6, 7, 9]
+
+
+GOOD = [b"q%d,a%d" % (number, number) for number in range(1, 121)]
+OPEN = b'bad,"open quote'
+
+
+@pytest.mark.parametrize(
+    ("lines", "bad"),
+    [
+        ([*GOOD[:100], OPEN, *GOOD[100:]], {102: "opened at line 102 is never closed"}),
+        ([OPEN, *GOOD[:5], b'x,"a,b"'], {2: "opened at line 2 is never closed"}),
+        ([OPEN, *GOOD[:2], OPEN], dict.fromkeys([2, 5], "is never closed")),
+        ([b'"a\nb","open', *GOOD[:2]], {2: "lines 2 to 3: the quote opened at line 3 is never"}),
+        (
+            [OPEN, *GOOD[:3], b'odd","too', *GOOD[3:6]],
+            {2: "opened at line 2 is never closed", 6: "opened at line 6 is never closed"},
+        ),
+        (
+            [OPEN, *GOOD[:5], b'5",10', *GOOD[5:]],
+            {2: "opened at line 2 is closed at line 8 only"},
+        ),
+        ([OPEN, *GOOD, b'x,b"'], {2: "opened at line 2 is closed at line 123 only"}),
+        ([OPEN, b"\xff,b", *GOOD[:2]], {2: "opened at line 2", 3: "not UTF-8"}),
+        (
+            [OPEN, b"x" * (MAX_LINE_BYTES + 1), *GOOD[:2]],
+            {2: "opened at line 2", 3: "longer than"},
+        ),
+    ],
+)
+def test_an_open_quote_spoils_no_other_row(tmp_path: Path, lines: list[bytes], bad: Any):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\n".join([b"prompt,completion", *lines, b""]))
+
+    found = dict(records.read(path, container="csv", compression=None))
+
+    problems = {number: row for number, row in found.items() if isinstance(row, BadRow)}
+    assert problems.keys() == bad.keys()
+    assert all(bad[number] in problem.message for number, problem in problems.items())
+    kept = [row for row in found.values() if not isinstance(row, BadRow)]
+    intact = [
+        dict(zip(["prompt", "completion"], row.decode().split(","), strict=True))
+        for row in lines
+        if row in GOOD
+    ]
+    assert [row for row in kept if row in intact] == intact
+
+
+def test_text_of_many_lines_in_quotes_is_one_cell(read: Any):
+    text = "\n".join(["Dear all,", "", "one, two", 'he said "no"', *["no comma"] * 500, "a,b,c"])
+    table = "\n".join(["a,1"] * 20)
+    rows = [{"prompt": text, "completion": table}, {"prompt": "p", "completion": text}] * 3
+
+    found = read(write_csv(rows), "rows.csv")
+
+    assert [row for _, row in found] == rows
+    lines = (text.count("\n") + table.count("\n") + 1, text.count("\n") + 1)
+    assert [number for number, _ in found[:3]] == [2, 2 + lines[0], 2 + sum(lines)]
+
+
+def test_a_bad_record_of_several_lines_names_them(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'prompt,completion\n"a\nb",c,d\n"a\n\xff",b\ne,f\n')
+
+    found = list(records.read(path, container="csv", compression=None))
+
+    assert [number for number, _ in found] == [2, 4, 6]
+    assert str(found[0][1]).startswith("lines 2 to 3: 3 cells")
+    assert str(found[1][1]).startswith("lines 4 to 5: not UTF-8")
+
+
+def test_quotes_that_stay_open_are_read_in_time_that_grows_with_the_file(read: Any):
+    stays_open = b'a""","\n'
+
+    found = read(b"prompt,completion\n" + stays_open * 20_000, "rows.csv")
+
+    # Each line closes the quote of the one before and opens another: it is one record, to the cap.
+    assert found == [(2, "bad_csv")]
 
 
 def test_a_quote_that_is_never_closed_ends_at_the_cap(read: Any):
     found = read(b'text\n"' + b"a" * 999 + b"\n" + (b"a" * 999 + b"\n") * 1100, "rows.csv")
 
-    assert found[0] == (1, "line_too_long")
+    assert found[0] == (2, "bad_csv")
+    assert found[1:] == [(number, {"text": "a" * 999}) for number in range(3, 1103)]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -183,8 +262,8 @@ def test_messages_in_cells_are_decoded_and_other_json_is_text(read: Any):
     )
 
     assert found == [
-        (1, {"prompt": turns[0], "completion": turns[1]}),
-        (2, {"prompt": "[1]", "completion": "[1, 2]"}),
+        (2, {"prompt": turns[0], "completion": turns[1]}),
+        (3, {"prompt": "[1]", "completion": "[1, 2]"}),
     ]
 
 
@@ -194,6 +273,8 @@ def test_messages_in_cells_are_decoded_and_other_json_is_text(read: Any):
         (b"prompt,\na,b\n", "a column without a name"),
         (b"text,text\na,b\n", "names text twice"),
         (b"te\xffxt,b\na,b\n", "the header: not UTF-8"),
+        (b'"te\nx\xfft",b\na,b\n', "the header: not UTF-8"),
+        (b"prompt,completion\ra,b\rc,d\r", "end in CR alone"),
     ],
 )
 def test_a_csv_file_needs_a_header(read: Any, content: bytes, message: str):

@@ -2,11 +2,18 @@
 
 import pytest
 
+from app.cli import specs
 from app.db.keys import DEFAULT_PROJECT
-from app.domain.errors import CheckpointUnusable, Conflict, InvalidInput, LoradError
+from app.domain.errors import (
+    CheckpointUnusable,
+    Conflict,
+    InvalidInput,
+    LoradError,
+    StateConflict,
+)
 from app.domain.jobs import Job, JobState
 from app.domain.options import TrainingSpec
-from app.services import resume
+from app.services import jobs, resume
 from app.services.resume import ResumeRequest
 from tests.services.driver import Driver
 
@@ -49,6 +56,42 @@ def test_other_names_are_understood_as_in_a_spec(driver: Driver):
     job = resumed(driver, job_id, lr=1e-5, save_every=3)
 
     assert (job.spec.training.learning_rate, job.spec.training.save_steps) == (1e-5, 3)
+
+
+def test_steps_to_do_are_known_where_max_steps_says_so(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    assert resumed(driver, job_id, max_steps=30).total_steps == 30
+
+
+def test_steps_to_do_are_unknown_until_the_trainer_counts_them(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    assert resumed(driver, job_id, num_train_epochs=2.0, max_steps=None).total_steps is None
+
+
+def test_a_job_that_is_being_cancelled_is_told_to_wait_for(driver: Driver):
+    job_id, _ = driver.in_state(JobState.RUNNING)
+    jobs.cancel(driver.db, driver.outside, DEFAULT_PROJECT, job_id)
+
+    with pytest.raises(StateConflict) as caught:
+        resumed(driver, job_id)
+
+    assert caught.value.message.endswith("wait until it is cancelled, then resume")
+
+
+@pytest.mark.parametrize("value", [{"max_steps": 0}, {"max_steps": "x"}, {"eval_steps": 5}])
+def test_a_resume_says_of_a_mistake_what_a_job_file_is_told(
+    driver: Driver, value: dict[str, object]
+):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+    spec = {"base_model": "tiny", "dataset": {"id": "ds-" + "0" * 24}, "training": value}
+
+    with pytest.raises(InvalidInput) as of_file:
+        specs.validate(spec)
+    of_resume = refusal(driver, job_id, **value)
+
+    assert (of_resume.message, of_resume.param) == (of_file.value.message, of_file.value.param)
 
 
 def test_an_unknown_key_is_answered_with_the_nearest_one(driver: Driver):

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from app.domain.datasets import Container
 from app.domain.errors import UnusableData
 from app.domain.options import DatasetSpec
 from app.domain.receipts import Receipt
+from app.domain.records import place
 from app.domain.runs import FATES_FILE, RunFile
 from worker.training import holdout, model, packing, token_cache
 from worker.training.encode import EncodedRow
@@ -30,6 +32,14 @@ class Notice:
     code: str
     message: str
     data: Mapping[str, Any]
+
+
+_EVAL_IS_TRAINED_ON = Notice(
+    "eval_is_trained_on",
+    "dataset.eval_id holds the very rows that are trained on, so its loss says nothing about other"
+    " rows; give another data set, or dataset.val_size",
+    {},
+)
 
 
 @dataclass(frozen=True)
@@ -102,14 +112,16 @@ def load(run: RunFile, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
         receipt=receipt_of(tokens, rows, num_held_out=len(held_out), num_units=len(units)),
         eval_rows=tokens.rows.take(held_out),
         notices=_notices(found, context),
-        fault=_fault(tokens, spec.dataset, "") or _nothing_left(rows, tokens, spec.dataset),
+        fault=_fault(tokens, spec.dataset, run.dataset.container)
+        or _nothing_left(rows, tokens, spec.dataset),
         sha256=_hash(tokens.sha256, kept, held_out, units),
     )
     if run.eval_dataset is None:
         return data
     found = tokens_of(Source(run.eval_dataset, spec.dataset))
-    data = _with_eval_set(data, found, spec.dataset)
-    return replace(data, notices=(*data.notices, *_notices(found, context)))
+    data = _with_eval_set(data, found, spec.dataset, run.eval_dataset.container)
+    same = [_EVAL_IS_TRAINED_ON] if run.eval_dataset.sha256 == run.dataset.sha256 else []
+    return replace(data, notices=(*data.notices, *same, *_notices(found, context)))
 
 
 def require_usable(data: TrainingData) -> None:
@@ -122,7 +134,9 @@ def require_usable(data: TrainingData) -> None:
         raise data.fault
 
 
-def _with_eval_set(data: TrainingData, found: Found, spec: DatasetSpec) -> TrainingData:
+def _with_eval_set(
+    data: TrainingData, found: Found, spec: DatasetSpec, container: Container
+) -> TrainingData:
     tokens = found.tokens
     receipt = receipt_of(tokens, tokens.rows, num_held_out=0, num_units=len(tokens.rows))
     return replace(
@@ -130,7 +144,7 @@ def _with_eval_set(data: TrainingData, found: Found, spec: DatasetSpec) -> Train
         eval_rows=tokens.rows,
         eval_receipt=receipt,
         notices=(*data.notices, _told(receipt)),
-        fault=data.fault or _fault(tokens, spec, "evaluation "),
+        fault=data.fault or _fault(tokens, spec, container, what="evaluation "),
         sha256=hashlib.sha256(f"{data.sha256} {tokens.sha256}".encode()).hexdigest(),
     )
 
@@ -200,7 +214,9 @@ def _told(receipt: Receipt) -> Notice:
     )
 
 
-def _fault(tokens: Tokens, spec: DatasetSpec, what: str) -> UnusableData | None:
+def _fault(
+    tokens: Tokens, spec: DatasetSpec, container: Container, *, what: str = ""
+) -> UnusableData | None:
     num_lines, reasons = tokens.tally.num_lines, tokens.tally.dropped_reasons
     num_dropped = num_lines - len(tokens.rows)
     counted = ", ".join(f"{count} {name}" for name, count in reasons.items())
@@ -208,18 +224,19 @@ def _fault(tokens: Tokens, spec: DatasetSpec, what: str) -> UnusableData | None:
         return UnusableData(
             f"{reasons[TOO_LONG]} of {num_lines} {what}rows have more than max_length"
             f" {spec.max_length} tokens; raise max_length, shorten them, or set on_too_long to"
-            f" truncate or drop{_first(tokens, TOO_LONG)}",
+            f" truncate or drop{_first(tokens, container, TOO_LONG)}",
             param="dataset.max_length",
         )
     if num_dropped == num_lines:
         return UnusableData(
             f"none of the {num_lines} {what}rows has a token to train on"
-            f" ({counted or 'no rows'}){_first(tokens)}"
+            f" ({counted or 'no rows'}){_first(tokens, container)}"
         )
     if num_dropped / num_lines > spec.max_dropped_fraction:
         return UnusableData(
             f"{num_dropped} of {num_lines} {what}rows would be left out ({counted}), more than"
-            f" max_dropped_fraction {spec.max_dropped_fraction:g} allows{_first(tokens)}",
+            f" max_dropped_fraction {spec.max_dropped_fraction:g} allows"
+            f"{_first(tokens, container)}",
             param="dataset.max_dropped_fraction",
         )
     return None
@@ -235,9 +252,11 @@ def _nothing_left(rows: TokenRows, tokens: Tokens, spec: DatasetSpec) -> Unusabl
     )
 
 
-def _first(tokens: Tokens, reason: str | None = None) -> str:
+def _first(tokens: Tokens, container: Container, reason: str | None = None) -> str:
     """Name the first lines that were dropped, as many as a message can hold."""
     dropped = (p for p in tokens.problems() if p.fate == "dropped" and reason in (None, p.reason))
-    shown = [f"line {p.line}: {p.detail.partition('; ')[0]}" for p in islice(dropped, _NUM_SHOWN)]
-    named = "; ".join(shown)
+    named = "; ".join(
+        f"{place(container, p.line)}: {p.detail.partition('; ')[0]}"
+        for p in islice(dropped, _NUM_SHOWN)
+    )
     return f"; first: {named}" if named else ""

@@ -247,6 +247,16 @@ def test_a_holdout_that_leaves_nothing_to_train_on_fails(load: Loader):
     assert "val_size 2 holds out all of the 2 usable rows" in message
 
 
+def test_an_evaluation_on_the_rows_that_are_trained_on_is_told_of(
+    load: Loader, tokenizer: PreTrainedTokenizerBase
+):
+    run = load.run_file(SHORT, SHORT)
+
+    found = data.load(run.model_copy(update={"eval_dataset": run.dataset}), tokenizer)
+
+    assert "eval_is_trained_on" in [each.code for each in found.notices]
+
+
 def test_another_data_set_is_evaluated_on_under_the_same_options(
     load: Loader, tokenizer: PreTrainedTokenizerBase
 ):
@@ -261,6 +271,7 @@ def test_another_data_set_is_evaluated_on_under_the_same_options(
     assert [len(row.ids) for row in usable.eval_rows] == [8, 3]
     assert (usable.receipt.num_lines, usable.receipt.num_eval_rows) == (2, 0)
     data.require_usable(usable)
+    assert "eval_is_trained_on" not in [each.code for each in usable.notices]
     [notice] = [each for each in usable.notices if each.code == "eval_data"]
     assert (notice.data["num_dropped"], notice.data["num_truncated"]) == (1, 1)
     assert notice.data["first_problems"][1]["line"] == 3
