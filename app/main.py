@@ -12,9 +12,22 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs, queue
-from app.api import catalog, checkpoints, datasets, errors, jobs, plans, previews, reports, stream
+from app.api import (
+    catalog,
+    checkpoints,
+    datasets,
+    errors,
+    exports,
+    jobs,
+    plans,
+    previews,
+    reports,
+    stream,
+)
 from app.api.deps import Parts
 from app.api.guard import Guard
+from app.api.v1 import chat, completions, files, fine_tuning, models, refused, uploads
+from app.asking import Asker
 from app.db.engine import Database
 from app.domain.errors import LoradError, StartupError
 from app.queue import Doorbell
@@ -43,7 +56,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         doorbell=Doorbell(queue.create(settings)),
         stream=LiveStream(settings.broker_url),
     )
-    parts = Parts(settings=settings, db=db, outside=outside, reader=LiveReader(settings.broker_url))
+    reader = LiveReader(settings.broker_url)
+    parts = Parts(settings, db, outside, reader, Asker.from_settings(settings))
     app = FastAPI(
         title="lorad",
         version=importlib.metadata.version("lorad"),
@@ -58,6 +72,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(Guard, db=db, settings=settings)
     for module in (plans, jobs, reports, stream, checkpoints, datasets, previews, catalog):
+        app.include_router(module.router)
+    app.include_router(exports.router)
+    app.include_router(fine_tuning.filtered)
+    for module in (files, uploads, fine_tuning, models, refused, chat, completions):
         app.include_router(module.router)
     return app
 
@@ -111,6 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     finally:
         app.state.closing.set()
         reconciler.stop()
+        await parts.asker.close()
         await parts.reader.close()
         outside.stream.close()
         parts.db.close()

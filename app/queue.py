@@ -1,5 +1,5 @@
 # pyright: basic, reportMissingTypeStubs=false
-"""Celery's configuration, and the two messages we send: the doorbell and the call for a tool."""
+"""Celery's configuration, and the messages we send: doorbell, call for a tool, wake of a host."""
 
 import logging
 
@@ -14,6 +14,8 @@ DOORBELL_QUEUE = "doorbell"
 TOOLS_QUEUE = "tools"
 RING_TASK = "lorad.ring"
 TOOL_TASK = "lorad.run_tool"
+WAKE_HOST_TASK = "lorad.wake_host"
+EXPORT_TASK = "lorad.export"
 
 _log = logging.getLogger(__name__)
 
@@ -67,15 +69,23 @@ class Doorbell:
 
     def ring(self) -> bool:
         """Wake the workers; False when the broker is away (the reconciler rings again later)."""
-        failpoints.hit("queue.publish")
         return self._send(RING_TASK, (), DOORBELL_QUEUE)
 
     def call_tool(self, task_id: str) -> bool:
         """Ask a worker to run the tool task whose request lies in the home under `task_id`."""
         return self._send(TOOL_TASK, (task_id,), TOOLS_QUEUE)
 
+    def wake_host(self, digest: str) -> bool:
+        """Tell workers that a request waits for the model host of this digest."""
+        return self._send(WAKE_HOST_TASK, (digest,), TOOLS_QUEUE)
+
+    def call_for_exports(self) -> bool:
+        """Tell workers that an export may be waiting; which one, they read from the database."""
+        return self._send(EXPORT_TASK, (), TOOLS_QUEUE)
+
     def _send(self, task: str, args: tuple[str, ...], queue: str) -> bool:
         try:
+            failpoints.hit("queue.publish")
             self._celery.send_task(task, args=args, queue=queue, ignore_result=True, retry=False)
         except (OperationalError, redis.RedisError, OSError) as error:
             _log.warning("the broker did not take %s: %s", task, error)

@@ -59,6 +59,16 @@ class Settings(BaseSettings):
     """Time a running job tolerates an unreachable database in seconds."""
     tool_seconds: Seconds = 120.0
     """Deadline of a tool task, such as generating an answer, in seconds."""
+    inference_queue: int = Field(default=32, ge=1, le=10_000)
+    """Questions to models that may wait for a worker; more are refused with 429."""
+    inference_seconds: Seconds = 120.0
+    """Time until a worker has to take a question, in seconds."""
+    inference_batch: int = Field(default=8, ge=1, le=256)
+    """Questions that a worker answers at once; the others wait."""
+    inference_adapters: int = Field(default=8, ge=1, le=1000)
+    """Adapters that a worker keeps attached to the base model that it answers with."""
+    inference_idle_seconds: Seconds = 300.0
+    """Time without a question after which a worker lets the base model go, in seconds."""
     verify_seconds: Seconds = 600.0
     """Deadline of a verify-resume, which does training steps again, in seconds."""
     hang_seconds: Seconds = 1800.0

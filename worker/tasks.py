@@ -10,11 +10,14 @@ from celery import bootsteps, signals
 
 from app import logs, queue
 from app.db.engine import Database
+from app.inference_queue import InferenceQueue
 from app.services import workers
 from app.settings import Settings
 from app.stream import LiveStream
 from worker import devices, tools
 from worker.context import WorkerContext
+from worker.exports import Exports
+from worker.hosts import Hosts
 from worker.launcher import FreshLauncher, Launcher, WarmLauncher
 from worker.slots import Slots
 
@@ -32,6 +35,9 @@ class _Running:
     context: WorkerContext
     slots: Slots
     tools: ThreadPoolExecutor
+    exports: Exports
+    hosts: Hosts
+    questions: InferenceQueue
 
 
 @signals.setup_logging.connect
@@ -50,6 +56,17 @@ def run_tool(task_id):
     _Running.tools.submit(tools.run, _Running.context, str(task_id))
 
 
+@celery.task(name=queue.EXPORT_TASK)
+def ring_for_exports():
+    _Running.exports.ring()
+
+
+@celery.task(name=queue.WAKE_HOST_TASK)
+def wake_host(_digest):
+    # What waits is read from Redis; the message says only that something does.
+    _Running.hosts.wake()
+
+
 class OpenSlots(bootsteps.StartStopStep):
     """Opens the slots when the worker starts, and drains them when it stops."""
 
@@ -58,12 +75,24 @@ class OpenSlots(bootsteps.StartStopStep):
     def start(self, worker):
         _Running.context = _context()
         _Running.tools = ThreadPoolExecutor(_MOST_TOOLS, thread_name_prefix="tool")
+        _Running.exports = Exports(_Running.context)
+        _Running.exports.open()
+        _Running.questions = InferenceQueue(
+            settings.broker_url,
+            _Running.context.worker_id,
+            lease_seconds=settings.lease_seconds,
+        )
+        _Running.hosts = Hosts(_Running.context, _Running.questions)
+        _Running.hosts.open()
         _Running.slots = Slots(_Running.context)
         _Running.slots.open()
 
     def stop(self, worker):
         context = _Running.context
         _Running.tools.shutdown(wait=False, cancel_futures=True)
+        _Running.hosts.close()
+        _Running.questions.close()
+        _Running.exports.close(seconds=10)
         _Running.slots.close(seconds=settings.stop_grace_seconds + 10)
         workers.leave(context.db, context.worker_id)
         context.launcher.close()

@@ -11,7 +11,7 @@ from app.domain.tools import (
     REQUEST_FILE,
     RESULT_FILE,
     TOOL_REQUEST,
-    GenerateRequest,
+    ExportRequest,
     PlanRequest,
     PreviewRequest,
     ReplayRequest,
@@ -57,10 +57,11 @@ def _result(task_folder: Path) -> ToolResult:
 
 def _do(request: ToolRequest, task_folder: Path) -> ToolResult:
     match request:
-        case GenerateRequest():
-            from worker.training.generate import generate
+        case ExportRequest():
+            from worker.training.export.produce import produce
 
-            return generate(request)
+            os.nice(10)  # it takes minutes, and training beside it comes first
+            return produce(request, task_folder)
         case PlanRequest():
             from worker.training.planning import plan
 

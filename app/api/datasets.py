@@ -10,7 +10,7 @@ from app.api.errors import answers
 from app.api.schemas import Deleted, Page, page_of
 from app.api.strict import StrictRoute, require_known
 from app.domain.datasets import Dataset, OnBadRows
-from app.domain.groups import Label, printable
+from app.domain.groups import Name, printable
 from app.services import datasets
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=StrictRoute)
@@ -37,7 +37,7 @@ def upload_dataset(
     project: Project,
     file: Annotated[UploadFile, File(description=_FILE)],
     name: Annotated[
-        Label | None,
+        Name | None,
         Form(description="A label; the file's name when not given.", max_length=200),
     ] = None,
     on_bad_rows: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Path, Query, Request
 
+from app.asking import Asker
 from app.db.engine import Database
 from app.domain import ids
 from app.domain.errors import InvalidInput
@@ -27,6 +28,7 @@ class Parts:
     db: Database
     outside: Outside
     reader: LiveReader
+    asker: Asker
 
 
 def _parts(request: Request) -> Parts:

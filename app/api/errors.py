@@ -1,7 +1,6 @@
 """How errors become answers: one envelope, and one table of statuses."""
 
 import logging
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -12,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.domain import errors
+from app.domain import errors, faults
 from app.domain.groups import shown
+from app.domain.openai import ids
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ STATUSES: tuple[tuple[type[errors.LoradError], int], ...] = (
     (errors.UntrustedHost, 400),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
+    (errors.RateLimited, 429),
     (errors.Unavailable, 503),
 )
 _TYPES = {
@@ -33,9 +34,9 @@ _TYPES = {
     409: "conflict_error",
     413: "invalid_request_error",
     422: "invalid_request_error",
+    429: "rate_limit_error",
     503: "service_unavailable_error",
 }
-_BODY_PARTS = ("body", "query", "path", "header")
 # More would help nobody, and an answer can be made to outgrow its request by far.
 _MOST_PROBLEMS = 20
 _RETRY_SECONDS = 2
@@ -108,6 +109,22 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
+def refusal(error: errors.LoradError, path: str) -> JSONResponse:
+    """Return the answer to a request at `path` that met an error."""
+    status = _status_at(path, status_of(error))
+    message = ids.reworded(error.message) if _is_openai(path) else error.message
+    return response(status, message, param=error.param, code=error.code)
+
+
+def _is_openai(path: str) -> bool:
+    return path.startswith("/v1/")
+
+
+def _status_at(path: str, status: int) -> int:
+    """Return the status that clients expect there: OpenAI answers 400 where we say 422."""
+    return 400 if status == 422 and _is_openai(path) else status
+
+
 def status_of(error: errors.LoradError) -> int:
     for kind, status in STATUSES:
         if isinstance(error, kind):
@@ -150,22 +167,21 @@ def _headers(status: int) -> dict[str, str]:
     if status == 409:
         # The openai SDK tries a 409 again unless it is told that this one is final.
         return {"x-should-retry": "false"}
-    if status == 503:
+    if status in (429, 503):
         return {"retry-after": str(_RETRY_SECONDS)}
     if status == 401:
         return {"www-authenticate": "Bearer"}
     return {}
 
 
-def _on_lorad_error(_request: Request, error: Exception) -> JSONResponse:
+def _on_lorad_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.LoradError)
-    status = status_of(error)
-    if status == 500:
+    if status_of(error) == 500:
         _log.error("an error that no status is named for", exc_info=error)
-    return response(status, error.message, param=error.param, code=error.code)
+    return refusal(error, request.url.path)
 
 
-def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
+def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     problems = [problem_of(each) for each in found[:_MOST_PROBLEMS]]
@@ -174,7 +190,8 @@ def _on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
     if len(found) > len(problems):
         more = f"{first.message} (the first of {len(found)} problems)"
         first = first.model_copy(update={"message": more})
-    return response(422, first.message, param=first.param, code=first.code, details=details)
+    status = _status_at(request.url.path, 422)
+    return response(status, first.message, param=first.param, code=first.code, details=details)
 
 
 def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -215,39 +232,10 @@ def _methods_at(request: Request) -> list[str]:
     ]
 
 
-# pydantic's words for these say nothing to whoever wrote the request.
-_IN_OUR_WORDS = {
-    "missing": "{where} is missing",
-    "model_attributes_type": "{where} must be an object",
-    "model_type": "{where} must be an object",
-    "extra_forbidden": "{where} is no key of this request; see /openapi.json",
-    "unexpected_keyword_argument": "{where} is no key of this request; see /openapi.json",
-}
-
-
 def problem_of(error: dict[str, Any]) -> Problem:
     """Turn one of pydantic's errors into ours."""
-    location = list(_location(error["loc"]))
-    context: dict[str, Any] = error.get("ctx") or {}
-    if context.get("key"):
-        location.append(str(context["key"]))
-    param = shown(".".join(location)) or None
-    if param is None and error["type"] in ("model_attributes_type", "model_type"):
+    found = faults.of(error)
+    message = found.message
+    if found.param is None and error["type"] in ("model_attributes_type", "model_type"):
         message = "the body must be a JSON object, sent with content-type: application/json"
-    elif "key" in context:
-        message = error["msg"]
-    else:
-        said = _IN_OUR_WORDS.get(error["type"], "{where}: {message}")
-        message = said.format(where=param or "the body", message=error["msg"])
-    return Problem(message=_sendable(message), param=param, code=error["type"])
-
-
-def _location(parts: Iterable[Any]) -> Iterable[str]:
-    """Leave out where in the request it was, and the names of union members, which say nothing."""
-    for index, part in enumerate(parts):
-        if index == 0 and part in _BODY_PARTS:
-            continue
-        text = str(part)
-        if "[" in text or text in ("str", "int", "bool") or text.startswith("literal"):
-            continue
-        yield text
+    return Problem(message=_sendable(message), param=found.param, code=found.code)

@@ -1,6 +1,7 @@
 """The door: host, key and body size of every request are checked here, by default."""
 
 import logging
+import re
 from ipaddress import ip_address
 from typing import Any
 
@@ -20,7 +21,8 @@ _log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz"})
 # Uploads are counted while they are stored, against a limit of their own.
-UPLOAD_PATHS = frozenset({"/datasets"})
+UPLOAD_PATHS = frozenset({"/datasets", "/v1/files"})
+_PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 _MULTIPART_OVERHEAD_BYTES = 65_536
 
 
@@ -47,10 +49,7 @@ class Guard:
             _check_encoding(scope)
             limited = _limited(receive, self._limit(scope), Headers(scope=scope))
         except LoradError as error:
-            refusal = errors.response(
-                errors.status_of(error), error.message, param=error.param, code=error.code
-            )
-            await refusal(scope, receive, answer)
+            await errors.refusal(error, scope["path"])(scope, receive, answer)
             return
         try:
             await self._app(scope, limited, answer)
@@ -75,7 +74,7 @@ class Guard:
         state["project_id"] = await to_thread.run_sync(self._project_of, presented, scope)
 
     def _project_of(self, presented: str | None, scope: Scope) -> str:
-        if presented is not None:
+        if presented is not None and not self._is_placeholder(scope):
             return keys.authenticate(self._db, self._settings, presented)
         if keys.are_required(self._db):
             raise Unauthenticated(
@@ -88,8 +87,12 @@ class Guard:
             )
         return DEFAULT_PROJECT
 
+    def _is_placeholder(self, scope: Scope) -> bool:
+        """Tell whether a key is just what an OpenAI client has to send, where none is needed."""
+        return scope["path"].startswith("/v1/") and not keys.are_required(self._db)
+
     def _limit(self, scope: Scope) -> int:
-        if scope["path"] in UPLOAD_PATHS:
+        if scope["path"] in UPLOAD_PATHS or _PART_PATH.fullmatch(scope["path"]):
             return self._settings.max_upload_bytes + _MULTIPART_OVERHEAD_BYTES
         return self._settings.max_body_bytes
 

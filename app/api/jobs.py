@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import PlainTextResponse
 
+from app.api.answering import line_of, while_connected
 from app.api.deps import (
     MAX_INT32,
     MAX_INT64,
@@ -96,12 +97,13 @@ def verify_resume(
     return verifying.verify(db, reach, project, job_id, request or VerifyRequest())
 
 
-@router.post("/{job_id}/generate", responses=answers(404, 409, 413))
-def generate(
-    job_id: JobId, body: GenerateBody, db: Db, reach: Reach, project: Project
+@router.post("/{job_id}/generate", responses=answers(404, 409, 413, 429))
+async def generate(
+    job_id: JobId, body: GenerateBody, request: Request, project: Project
 ) -> Generation:
     """Answer conversations with a checkpoint of the job, its final adapter, or the base model."""
-    return generation.generate(db, reach, project, job_id, body)
+    work = generation.generate(line_of(request), project, job_id, body)
+    return await while_connected(request, work)
 
 
 @router.get("/{job_id}/metrics", responses=answers(404))

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx2
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,7 @@ from app.domain.checkpoints import Checkpoint
 from app.domain.datasets import Dataset, OnBadRows
 from app.domain.errors import NotFound
 from app.domain.evaluations import Evaluation
+from app.domain.exports import Export
 from app.domain.gradient_flow import GradientFlow
 from app.domain.jobs import Job
 from app.domain.memory import MemoryReport
@@ -24,6 +26,9 @@ from app.domain.plans import Plan
 from app.domain.previews import Preview
 from app.domain.receipts import Receipt
 from app.domain.replays import Verification
+
+# The API takes no longer label; a file may have a longer name.
+_NAME_LENGTH = 200
 
 
 class ModelEntry(BaseModel):
@@ -46,6 +51,37 @@ class Generation(BaseModel):
     checkpoint: str | int
     answers: list[str]
     seconds: float
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class AnswerDelta(_Lenient):
+    """What a chunk adds to an answer."""
+
+    content: str | None = None
+
+
+class AnswerChoice(_Lenient):
+    """A part of an answer."""
+
+    delta: AnswerDelta
+
+
+class AnswerError(_Lenient):
+    """Why an answer does not go on."""
+
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+class AnswerChunk(_Lenient):
+    """One event of a streamed answer."""
+
+    choices: list[AnswerChoice] = []
+    error: AnswerError | None = None
 
 
 class Client:
@@ -182,8 +218,11 @@ class Client:
 
     def receipt_lines(self, job_id: str) -> Generator[bytes]:
         """Yield the fate of every line of the job's data set, as JSON lines, piece by piece."""
-        with self._api.stream(path_of("jobs", job_id, "receipt", "lines")) as response:
-            yield from response.iter_bytes()
+        try:
+            with self._api.stream(path_of("jobs", job_id, "receipt", "lines")) as response:
+                yield from response.iter_bytes()
+        except httpx2.RequestError as error:
+            raise self._api.unreachable(error) from error
 
     def preview(
         self,
@@ -244,6 +283,19 @@ class Client:
         path = path_of("jobs", job_id, "generate")
         return self._api.post(path, Generation, json=body, timeout=LONG_TIMEOUT)
 
+    def open_chat(self, body: Mapping[str, object]) -> Generator[str]:
+        """Yield the data of each event of a streamed answer; app.cli.chat reads it."""
+        whole = {**body, "stream": True}
+        path = "/v1/chat/completions"
+        try:
+            # How long it may take is the API's to say, and it always answers.
+            with self._api.stream(path, method="POST", json=whole, read_seconds=None) as answer:
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        yield line.removeprefix("data: ")
+        except httpx2.RequestError as error:
+            raise self._api.unreachable(error) from error
+
     def upload(
         self, file: Path, *, name: str | None = None, on_bad_rows: OnBadRows = "refuse"
     ) -> Dataset:
@@ -255,12 +307,42 @@ class Client:
                     "POST",
                     "/datasets",
                     files={"file": (file.name, content, "application/octet-stream")},
-                    data={"name": name or file.name, "on_bad_rows": on_bad_rows},
+                    data={"name": name or file.name[:_NAME_LENGTH], "on_bad_rows": on_bad_rows},
                     headers=headers,
                     timeout=LONG_TIMEOUT,
                 )
 
         return self._api.create(Dataset, send)
+
+    def export(self, job_id: str, choices: Mapping[str, object]) -> Export:
+        """Ask for an export; `choices` is the body of the request."""
+        path = path_of("jobs", job_id, "exports")
+        return self._api.create(
+            Export,
+            lambda headers: self._api.send("POST", path, json=choices, headers=headers),
+        )
+
+    def exports(self, job_id: str) -> list[Export]:
+        """Return the exports of a job, newest first."""
+        return self._api.list_all(path_of("jobs", job_id, "exports"), Export, limit=None)
+
+    def show_export(self, job_id: str, export_id: str) -> Export:
+        return self._api.get(path_of("jobs", job_id, "exports", export_id), Export)
+
+    def cancel_export(self, job_id: str, export_id: str) -> Export:
+        return self._api.post(path_of("jobs", job_id, "exports", export_id, "cancel"), Export)
+
+    def delete_export(self, job_id: str, export_id: str) -> None:
+        self._api.send("DELETE", path_of("jobs", job_id, "exports", export_id))
+
+    def download_export(self, job_id: str, export_id: str, name: str) -> Generator[bytes]:
+        """Yield a file of an export, piece by piece."""
+        path = path_of("jobs", job_id, "exports", export_id, "download")
+        try:
+            with self._api.stream(f"{path}?file={quote(name, safe='')}") as response:
+                yield from response.iter_bytes()
+        except httpx2.RequestError as error:
+            raise self._api.unreachable(error) from error
 
     def datasets(self, *, limit: int | None = None) -> list[Dataset]:
         return self._api.list_all("/datasets", Dataset, limit=limit)

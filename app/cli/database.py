@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -11,7 +12,8 @@ from app.db import migrate
 from app.db.engine import Database
 from app.db.keys import ApiKey
 from app.domain.errors import InvalidInput, StartupError, Unavailable
-from app.services import keys
+from app.services import keys, transfer
+from app.services.transfer import JobManifest
 from app.settings import Settings
 
 
@@ -47,6 +49,19 @@ def list_keys(settings: Settings) -> Sequence[ApiKey]:
 def revoke_key(settings: Settings, key_id: str) -> None:
     with _opened(settings) as db:
         keys.revoke(db, key_id)
+
+
+def export_job(settings: Settings, job_id: str, target: Path) -> JobManifest:
+    """Write a whole job into a new folder."""
+    with _opened(settings) as db:
+        return transfer.export_job(db, settings, job_id, target)
+
+
+def import_job(settings: Settings, source: Path) -> str:
+    """Take in a job that was written so, and return its id."""
+    local.prepare_home(settings.home)
+    with _opened(settings) as db:
+        return transfer.import_job(db, settings, source)
 
 
 def require_key_unless_loopback(settings: Settings) -> None:

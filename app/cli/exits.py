@@ -27,6 +27,7 @@ _BY_ERROR: dict[type[errors.LoradError], ExitCode] = {
     errors.NotFound: ExitCode.NOT_FOUND,
     errors.Unauthenticated: ExitCode.UNAUTHENTICATED,
     errors.UntrustedHost: ExitCode.UNAUTHENTICATED,
+    errors.RateLimited: ExitCode.UNREACHABLE,
     errors.Unavailable: ExitCode.UNREACHABLE,
 }
 

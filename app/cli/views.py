@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from app.domain.checkpoints import Checkpoint
     from app.domain.datasets import Dataset
     from app.domain.evaluations import Evaluation
+    from app.domain.exports import Export
     from app.domain.jobs import Job
     from app.domain.metrics import StepMetrics
     from app.domain.receipts import LineProblem, Receipt
@@ -46,6 +47,17 @@ def _replayed(job: "Job") -> str | None:
 
 def _counted(reasons: dict[str, int]) -> str | None:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or None
+
+
+def _proof(export: "Export") -> str | None:
+    """Tell what was measured against the live adapter."""
+    found = export.parity
+    if found is None:
+        return None
+    verdict = "same" if found.is_proven else "NOT THE SAME"
+    divergence = "no number" if found.mean_kl is None else f"{found.mean_kl:.1e}"
+    agreed = f"{found.greedy_agreement:.1%} of {found.num_tokens} tokens"
+    return f"{verdict}: {agreed}, KL {divergence} nats"
 
 
 JOB: "View[Job]" = View(
@@ -178,6 +190,27 @@ LINE_PROBLEM: "View[LineProblem]" = View(
         Column("TOKENS", lambda row: row.num_tokens),
         Column("CUT", lambda row: row.num_tokens_cut or None),
         Column("DETAIL", lambda row: row.detail),
+    ],
+)
+
+EXPORT: "View[Export]" = View(
+    identity=lambda row: row.id,
+    columns=[
+        Column("ID", lambda row: row.id),
+        Column("FORMAT", lambda row: row.format),
+        Column("OF", lambda row: f"step {row.step}" + " (final)" * (row.checkpoint == "final")),
+        Column("DTYPE", lambda row: row.dtype),
+        Column("STATE", lambda row: row.state),
+        Column("PROGRESS", lambda row: f"{row.progress:.0%}"),
+        Column("PROOF", _proof),
+        Column("SIZE", lambda row: size(row.bytes)),
+        Column("CREATED", lambda row: row.created_at),
+    ],
+    details=[
+        Column("BASE", lambda row: row.base),
+        Column("REASON", lambda row: row.error.message if row.error else row.waiting_for),
+        Column("FILES", lambda row: ", ".join(file.name for file in row.files) or None),
+        Column("FINISHED", lambda row: row.finished_at),
     ],
 )
 

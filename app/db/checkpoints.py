@@ -6,10 +6,11 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session
 
-from app.db.tables import CheckpointRow, JobRow
+from app.db.tables import CheckpointRow, ExportRow, JobRow
 from app.domain import ids
 from app.domain.checkpoints import Checkpoint
 from app.domain.events import CheckpointEvent
+from app.domain.exports import ACTIVE
 from app.domain.jobs import OWNED_STATES
 
 
@@ -107,12 +108,16 @@ def pin(session: Session, checkpoint_id: str, *, pinned: bool) -> bool:
 
 
 def mark_deleting(session: Session, checkpoint_id: str) -> bool:
-    """Take a checkpoint out of use; false when it is pinned or already going."""
+    """Take a checkpoint out of use; false when it is pinned, being exported or already going."""
+    exported = select(ExportRow.id).where(
+        ExportRow.checkpoint_id == checkpoint_id, ExportRow.state.in_(ACTIVE)
+    )
     return _changes(
         session,
         CheckpointRow.id == checkpoint_id,
         CheckpointRow.status != "deleting",
         CheckpointRow.pinned.is_(False),
+        ~exported.exists(),
         values={"status": "deleting"},
     )
 
@@ -162,6 +167,14 @@ def half_deleted(session: Session) -> Sequence[Checkpoint]:
             CheckpointRow.status == "deleting",
             JobRow.state.not_in([state.value for state in OWNED_STATES]),
         )
+    )
+    return [to_checkpoint(row) for row in session.scalars(query)]
+
+
+def deleting(session: Session, job_id: str) -> Sequence[Checkpoint]:
+    """Return the checkpoints of a job that are marked `deleting`."""
+    query = select(CheckpointRow).where(
+        CheckpointRow.job_id == job_id, CheckpointRow.status == "deleting"
     )
     return [to_checkpoint(row) for row in session.scalars(query)]
 

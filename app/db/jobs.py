@@ -345,7 +345,7 @@ def events(session: Session, job_id: str, *, after: int, limit: int) -> Sequence
         .order_by(JobEventRow.id)
         .limit(limit)
     )
-    return [_event(row) for row in session.scalars(query)]
+    return [to_event(row) for row in session.scalars(query)]
 
 
 def to_job(row: JobRow, *, waiting_for: str | None = None) -> Job:
@@ -380,7 +380,7 @@ def to_job(row: JobRow, *, waiting_for: str | None = None) -> Job:
     )
 
 
-def _event(row: JobEventRow) -> JobEvent:
+def to_event(row: JobEventRow) -> JobEvent:
     return JobEvent(
         id=row.id,
         job_id=row.job_id,

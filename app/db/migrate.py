@@ -21,6 +21,11 @@ def upgrade(url: str) -> None:
     command.upgrade(_config(url), "head")
 
 
+def revision() -> str:
+    """Return the schema of this version of the code."""
+    return ScriptDirectory.from_config(_config("")).get_current_head() or ""
+
+
 def is_current(database: Database) -> bool:
     """Tell whether the tables are those that this version of the code expects.
 
@@ -29,7 +34,7 @@ def is_current(database: Database) -> bool:
     """
     with database.read() as session:
         found = MigrationContext.configure(session.connection()).get_current_revision()
-    return found == ScriptDirectory.from_config(_config("")).get_current_head()
+    return found == revision()
 
 
 def _config(url: str) -> Config:

@@ -73,8 +73,53 @@ class DatasetRow(Base):
     num_bad_rows: Mapped[int] = mapped_column(server_default="0")
     ignored_keys: Mapped[list[Any]]
     created_at: Mapped[datetime] = mapped_column(default=db_now())
+    # Null is never; from then on it is removed, unless a job was submitted with it.
+    expires_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_datasets_page", "project_id", "id"),)
+    __table_args__ = (
+        Index("ix_datasets_page", "project_id", "id"),
+        Index("ix_datasets_expiry", "expires_at"),
+    )
+
+
+class UploadRow(Base):
+    """A file that comes in parts."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    mime_type: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    # Life of the file that it becomes.
+    file_seconds: Mapped[int | None]
+    state: Mapped[str] = mapped_column(String(16))
+    # What it became; no foreign key, because that can be deleted.
+    dataset_id: Mapped[str | None] = mapped_column(String(40))
+    completed_with: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=db_now())
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('pending','completed','cancelled','expired')", name="ck_uploads_state"
+        ),
+        Index("ix_uploads_expiry", "state", "expires_at"),
+    )
+
+
+class UploadPartRow(Base):
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=db_now())
+
+    __table_args__ = (Index("ix_upload_parts_upload", "upload_id", "id"),)
 
 
 class WorkerRow(Base):
@@ -109,6 +154,8 @@ class JobRow(Base):
     base_model: Mapped[str] = mapped_column(String(128))
     device: Mapped[str] = mapped_column(String(8))
     spec: Mapped[dict[str, Any]]
+    # What was asked in OpenAI's words, where it was, so that answers can repeat it.
+    asked: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     attempt: Mapped[int] = mapped_column(default=0)
@@ -227,6 +274,50 @@ class CheckpointRow(Base):
             "status IN ('committed','corrupt','deleting')", name="ck_checkpoints_status"
         ),
         Index("ix_checkpoints_step", "job_id", "superseded", "step"),
+    )
+
+
+class ExportRow(Base):
+    __tablename__ = "exports"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    # Null is the final adapter of the attempt.
+    checkpoint_id: Mapped[str | None] = mapped_column(String(40))
+    attempt: Mapped[int]
+    step: Mapped[int]
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    format: Mapped[str] = mapped_column(String(16))
+    dtype: Mapped[str] = mapped_column(String(16))
+    base: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    cancel_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
+    progress: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
+    phase: Mapped[str | None] = mapped_column(String(64))
+    tries: Mapped[int] = mapped_column(default=0, server_default="0")
+    fence: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    owner: Mapped[str | None] = mapped_column(ForeignKey("workers.id"))
+    lease_expires_at: Mapped[datetime | None]
+    rung_at: Mapped[datetime] = mapped_column(default=db_now())
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    parity: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    files: Mapped[list[Any]] = mapped_column(Json, default=list, server_default=text("'[]'"))
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    created_at: Mapped[datetime] = mapped_column(default=db_now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('queued','running','succeeded','failed','cancelled')",
+            name="ck_exports_state",
+        ),
+        CheckConstraint(
+            "(state = 'running') = (owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
+            name="ck_exports_owner",
+        ),
+        Index("ix_exports_job", "job_id", "id"),
+        Index("ix_exports_state", "state", "id"),
     )
 
 

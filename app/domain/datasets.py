@@ -51,6 +51,8 @@ class Dataset(BaseModel):
     """Keys of rows that the format does not use; they are stored and change nothing."""
     created_at: datetime
     """Time of the upload, UTC."""
+    expires_at: datetime | None = None
+    """Time from which on it cannot be used any more, UTC; null is never."""
 
 
 class RowProblem(BaseModel):
@@ -59,7 +61,7 @@ class RowProblem(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     number: int
-    """Line of a JSONL file, row of any other, from 1."""
+    """Line of a JSONL or CSV file, row of any other, from 1."""
     reason: str
     """Stable name of the kind of fault: bad_json, missing_key, ..."""
     message: str

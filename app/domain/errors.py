@@ -73,6 +73,12 @@ class InUse(Conflict):
     default_code = "in_use"
 
 
+class RateLimited(LoradError):
+    """As much as is allowed at once is asked for already; the same request works later."""
+
+    default_code = "rate_limited"
+
+
 class Unavailable(LoradError):
     """Something lorad needs is down; the same request may work later."""
 

@@ -12,6 +12,7 @@ from app.domain import aliases
 from app.domain.groups import (
     Group,
     Label,
+    Name,
     NotBuilt,
     as_mapping,
     canonical,
@@ -31,7 +32,8 @@ from app.domain.presets import PRESETS
 
 MetadataKey = Annotated[Label, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[Label, Field(max_length=512)]
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_MODEL_NAME = re.compile(rf"(?=.{{1,128}}\Z){_PART}(?:/{_PART})?")
 
 
 def _model_name(name: str) -> str:
@@ -63,14 +65,14 @@ class JobSpec(Group):
     """A training job as the user asked for it, with every default filled in."""
 
     base_model: ModelName
-    """Name of a folder under `models/` (see `GET /models`)."""
+    """Name of a folder under `models/`, such as `name` or `org/name` (see `GET /models`)."""
     method: Annotated[Literal["sft", "dpo"], NotBuilt("dpo")] = "sft"
     """Training method. Only `sft` (supervised fine-tuning) is available yet."""
     adapter: Literal["lora", "qlora"] = "lora"
     """Kind of adapter: `qlora` trains it on a base model quantized to 4 bits."""
     preset: Literal["minimal", "standard", "full-attention", "mlp", "all-linear"] | None = None
     """Fills `lora.target_modules`, `lora.r` and `lora.lora_alpha` where they are not given."""
-    name: Annotated[Label, Field(max_length=200)] | None = None
+    name: Annotated[Name, Field(max_length=200)] | None = None
     """A label for people; any text."""
     priority: int = Field(default=0, ge=-100, le=100)
     """Higher runs first; equal ones run in the order they came."""
@@ -78,7 +80,9 @@ class JobSpec(Group):
     """Up to 16 pairs of text that travel with the job."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
     """Seed of the adapter's initial weights, the data order and dropout."""
-    resume_from: Annotated[ResumeFrom | None, NotBuilt()] = None
+    resume_from: Annotated[
+        ResumeFrom | None, NotBuilt(instead="POST /jobs/{id}/resume continues the same job")
+    ] = None
     """Start from a checkpoint of another job. Not available yet; `POST /jobs/{id}/resume` continues
     the same job."""
     lora: LoraSpec = LoraSpec()

@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.domain.datasets import DataFile
+from app.domain.exports import BaseUsed, ExportFile, ExportFormat, Parity
 from app.domain.metrics import StepMetrics
-from app.domain.options import DatasetSpec, QuantizationSpec
+from app.domain.options import DatasetSpec
 from app.domain.plans import PlanFacts
 from app.domain.previews import PreviewRow
-from app.domain.rows import Message
 from app.domain.runs import RunFile
+from app.domain.spec import JobSpec
 
 REQUEST_FILE = "request.json"
 RESULT_FILE = "result.json"
@@ -28,42 +29,6 @@ class Request(BaseModel):
     """Device to compute on."""
     deadline_seconds: float | None = None
     """Time the task may take in seconds; null is the worker's own limit."""
-
-
-class GenerateRequest(Request):
-    """Answer chat prompts with a base model, or with one of its adapters."""
-
-    kind: Literal["generate"] = "generate"
-    """Always `generate`."""
-    model_folder: Path
-    """Folder of the base model."""
-    adapter_folder: Path | None = None
-    """Folder of a PEFT adapter; null answers with the base model alone."""
-    dtype: str = "auto"
-    """`training.dtype` of the job."""
-    quantization: QuantizationSpec = QuantizationSpec()
-    """How the base model was quantized for the job, so that the adapter meets the same one."""
-    prompts: Annotated[
-        tuple[Annotated[tuple[Message, ...], Field(min_length=1)], ...], Field(min_length=1)
-    ]
-    """Conversations to continue with an assistant turn."""
-    max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    """Longest answer in tokens."""
-    temperature: Literal[0] = 0
-    """Only 0, the most likely token each time, is available."""
-
-
-class GenerateResult(BaseModel):
-    """The answers, in the order of the prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    kind: Literal["generated"] = "generated"
-    """Always `generated`."""
-    answers: tuple[str, ...]
-    """Text of each answer, without special tokens."""
-    seconds: float
-    """Time from the request to the last answer, loading included, in seconds."""
 
 
 class ReplayRequest(Request):
@@ -144,6 +109,75 @@ class PlanResult(BaseModel):
     """Work, memory and sizes."""
 
 
+class ExportRequest(Request):
+    """Write an adapter in another form, and prove that it is the same model."""
+
+    kind: Literal["export"] = "export"
+    """Always `export`."""
+    export_id: str
+    """The export."""
+    name: str
+    """Name that the files give the model."""
+    format: ExportFormat
+    """What to write."""
+    dtype: str
+    """Data type of the files, or `auto`."""
+    base: BaseUsed
+    """Weights to merge into."""
+    spec: JobSpec
+    """The job."""
+    trained_on: Literal["cpu", "cuda"]
+    """Device of the training, which decides what its `dtype: auto` was."""
+    model_folder: Path
+    """Folder of the base model."""
+    adapter_folder: Path
+    """Folder of the checkpoint or final adapter."""
+    adapter_manifest_sha256: str
+    """Recorded hash of its manifest."""
+    cache_folder: Path
+    """Where hashes of base models are remembered."""
+
+    @property
+    def live_dtype(self) -> str:
+        """Data type that training computed in."""
+        automatic = "bfloat16" if self.trained_on == "cuda" else "float32"
+        wanted = self.spec.training.dtype
+        return automatic if wanted == "auto" else wanted
+
+    @property
+    def base_differs(self) -> bool:
+        """Whether the adapter is merged into other weights than it was trained on."""
+        return self.spec.quantization.load_in_4bit and self.base == "original"
+
+
+class ExportResult(BaseModel):
+    """What was written, if the proof succeeded, and the proof."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["exported"] = "exported"
+    """Always `exported`."""
+    parity: Parity
+    """The proof."""
+    files: tuple[ExportFile, ...]
+    """The files; none when the proof failed."""
+    dtype: str
+    """Data type of the weights."""
+    seconds: float
+    """Time from the request to the proof in seconds."""
+
+
+class ExportProgress(BaseModel):
+    """How far an export is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    phase: str
+    """What is being done."""
+    progress: float
+    """Share of the work that is done."""
+
+
 class ToolFailure(BaseModel):
     """The task could not be done."""
 
@@ -162,10 +196,11 @@ class ToolFailure(BaseModel):
 
 
 ToolRequest = Annotated[
-    GenerateRequest | PlanRequest | PreviewRequest | ReplayRequest, Field(discriminator="kind")
+    ExportRequest | PlanRequest | PreviewRequest | ReplayRequest,
+    Field(discriminator="kind"),
 ]
 ToolResult = Annotated[
-    GenerateResult | PlanResult | PreviewResult | ReplayResult | ToolFailure,
+    ExportResult | PlanResult | PreviewResult | ReplayResult | ToolFailure,
     Field(discriminator="kind"),
 ]
 TOOL_REQUEST: TypeAdapter[ToolRequest] = TypeAdapter(ToolRequest)

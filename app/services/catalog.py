@@ -39,8 +39,8 @@ class Model(BaseModel):
 
 
 def list_models(settings: Settings) -> list[Model]:
-    """Describe every folder under `models/`, unusable ones too."""
-    return [_describe(folder) for folder in _folders(settings)]
+    """Describe every model under `models/`, in `name` or in `org/name`, unusable ones too."""
+    return [_describe(name, folder) for name, folder in _folders(settings)]
 
 
 def model_names(settings: Settings) -> list[str]:
@@ -57,9 +57,10 @@ def require_model(settings: Settings, name: str) -> ModelFolder:
     """
     folder = settings.models_folder / name
     if not folder.is_dir():
-        known = ", ".join(path.name for path in _folders(settings)) or "none yet"
+        known = ", ".join(there for there, _ in _folders(settings)) or "none yet"
+        hub = "models are not loaded from a hub; " if "/" in name else ""
         raise NotFound(
-            f"base model {name} is not in the models folder (there: {known}); "
+            f"base model {name} is not in the models folder (there: {known}); {hub}"
             "add it with `lorad models add`",
             param="base_model",
             code="unknown_model",
@@ -94,19 +95,39 @@ def capability_of(worker: Worker) -> Capability:
     return Capability(device_kinds=tuple(kinds), models=tuple(worker.models))
 
 
-def _folders(settings: Settings) -> list[Path]:
-    if not settings.models_folder.is_dir():
+def _folders(settings: Settings) -> list[tuple[str, Path]]:
+    """Return name and folder of every model; a folder that only holds folders is an organization.
+
+    An organization without a model in it is shown as a model that is broken, which it may be.
+    """
+    found: list[tuple[str, Path]] = []
+    for path in _inside(settings.models_folder):
+        inner = [] if _holds_files(path) else _inside(path)
+        found += [(f"{path.name}/{each.name}", each) for each in inner] or [(path.name, path)]
+    return found
+
+
+def _holds_files(folder: Path) -> bool:
+    try:
+        return any(each.is_file() for each in folder.iterdir())
+    except OSError:
+        return True  # what cannot be read is shown as a model that is broken
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        found = [path for path in folder.iterdir() if path.is_dir()]
+    except OSError:
         return []
-    found = (path for path in settings.models_folder.iterdir() if path.is_dir())
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _describe(folder: Path) -> Model:
+def _describe(name: str, folder: Path) -> Model:
     try:
         found = model_folder.inspect(folder)
     except InvalidModel as error:
         return Model(
-            id=folder.name,
+            id=name,
             usable=False,
             problem=error.message,
             architecture=None,
@@ -115,7 +136,7 @@ def _describe(folder: Path) -> Model:
             bytes=0,
         )
     return Model(
-        id=folder.name,
+        id=name,
         usable=True,
         problem=None,
         architecture=found.architecture,

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from sqlalchemy.orm import Session
 
 from app.db import checkpoints as checkpoint_queries
+from app.db import exports as export_queries
 from app.db import jobs as job_queries
 from app.db.engine import Database
 from app.domain import checkpoints, failpoints, ids
@@ -172,6 +173,10 @@ def delete(db: Database, settings: Settings, project_id: str, job_id: str, which
             )
         if row.resume_checkpoint_id == found.id:
             raise InUse(f"checkpoint {found.step} is what job {job_id} continues from")
+        if export_queries.uses(session, found.id):
+            raise InUse(
+                f"checkpoint {found.step} is being exported; see GET /jobs/{job_id}/exports"
+            )
         if not checkpoint_queries.mark_deleting(session, found.id):
             raise InUse(f"checkpoint {found.step} is pinned; unpin it first")
     remove_files(db, settings, found)
@@ -222,15 +227,17 @@ def adapter_folder(
     return folder
 
 
-def zipped(folder: Path) -> Generator[bytes]:
-    """Return a zip archive of the adapter's files piece by piece, never holding a file in memory.
+def zipped(
+    folder: Path, names: Sequence[str] = (*ADAPTER_FILES, MANIFEST_NAME)
+) -> Generator[bytes]:
+    """Return a zip archive of files of a folder piece by piece, never holding a file in memory.
 
     Every file is open when this returns, so that a deletion from then on takes nothing away.
 
     Raises:
         CheckpointUnusable: It was deleted since it was verified.
     """
-    pieces = _zip_pieces(folder)
+    pieces = _zip_pieces(folder, names)
     try:
         next(pieces)
     except OSError as error:
@@ -238,11 +245,10 @@ def zipped(folder: Path) -> Generator[bytes]:
     return pieces
 
 
-def _zip_pieces(folder: Path) -> Generator[bytes]:
+def _zip_pieces(folder: Path, names: Sequence[str]) -> Generator[bytes]:
     """Yield nothing once every file is open, then the archive; closing it closes the files."""
     sink = _Sink()
     with ExitStack() as stack:
-        names = (*ADAPTER_FILES, MANIFEST_NAME)
         sources = {name: stack.enter_context((folder / name).open("rb")) for name in names}
         yield b""
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:

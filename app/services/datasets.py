@@ -49,6 +49,7 @@ def upload(
     filename: str,
     on_bad_rows: OnBadRows = "refuse",
     idempotency_key: str | None = None,
+    expires_seconds: int | None = None,
 ) -> Dataset:
     """Store a file of rows after checking every one.
 
@@ -56,6 +57,7 @@ def upload(
 
     Args:
         on_bad_rows: `keep` stores a file that has rows which cannot be trained on; jobs drop them.
+        expires_seconds: Life of the data set; without, it stays until it is deleted.
 
     Raises:
         InvalidDataset: The file cannot be read, or a row cannot be trained on; the message names
@@ -78,7 +80,16 @@ def upload(
         f"{report.sha256}\0{name}\0{filename}\0{on_bad_rows}".encode()
     ).hexdigest()
     insert = partial(
-        _insert, db, project_id, dataset_id, name, filename, report, idempotency_key, body
+        _insert,
+        db,
+        project_id,
+        dataset_id,
+        name,
+        filename,
+        report,
+        idempotency_key,
+        body,
+        expires_seconds,
     )
     try:
         try:
@@ -190,6 +201,7 @@ def _insert(
     report: DatasetReport,
     idempotency_key: str | None,
     body: str,
+    expires_seconds: int | None,
 ) -> Dataset:
     with db.write() as session:
         if idempotency_key is not None:
@@ -209,7 +221,13 @@ def _insert(
                 resource_id=dataset_id,
             )
         return dataset_queries.insert(
-            session, project_id, dataset_id, name=name, filename=filename, report=report
+            session,
+            project_id,
+            dataset_id,
+            name=name,
+            filename=filename,
+            report=report,
+            expires_seconds=expires_seconds,
         )
 
 

@@ -16,7 +16,7 @@ from app.domain.errors import Fenced, LoradError
 from app.domain.jobs import DISK_FULL, OWNED_STATES, Actor, Desired, JobState
 from app.domain.runs import AttemptKey
 from app.queue import Doorbell
-from app.services import catalog, leftovers, runs, sweep, workers
+from app.services import catalog, exporting, leftovers, runs, sweep, workers
 from app.settings import Settings
 from app.stream import LiveStream
 
@@ -59,6 +59,9 @@ class Reconciler:
         for job_id in resume_with_space(self._db, self._settings):
             self._stream.state_changed(job_id)
         ring_for_forgotten(self._db, self._settings, self._doorbell)
+        may_expire = time.monotonic() >= self._reap_from
+        exporting.settle_dead(self._db, self._settings, also_expired=may_expire)
+        exporting.ring_for_forgotten(self._db, self._settings, self._doorbell)
         if time.monotonic() >= self._sweep_from:
             self._sweep_from = time.monotonic() + _SWEEP_SECONDS
             sweep.sweep(self._db, self._settings)

@@ -7,14 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sqlalchemy.exc import IntegrityError
+
 from app.db import attempts
 from app.db import checkpoints as checkpoint_queries
+from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
+from app.db import uploads as upload_queries
 from app.db.engine import Database
 from app.domain import ids
 from app.domain.jobs import OWNED_STATES
 from app.domain.runs import TOKENS_FOLDER, TOKENS_USED_FILE, job_folder, step_of_folder
-from app.services import checkpoints
+from app.services import checkpoints, exporting
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -35,6 +39,8 @@ def sweep(db: Database, settings: Settings) -> None:
     finish_deletions(db, settings)
     sweep_jobs(db, settings)
     sweep_datasets(settings)
+    sweep_expired_datasets(db, settings)
+    sweep_uploads(db, settings)
     sweep_tools(settings)
     sweep_tokens(settings)
 
@@ -66,11 +72,42 @@ def sweep_jobs(db: Database, settings: Settings) -> None:
                 folder = job_folder(settings.home, job_id)
                 _remove_old(_leftovers_of_attempts(folder))
                 _remove_old(_orphans(folder, job_id, known, unread))
+        _remove_old(list(exporting.leftovers(db, settings, list(states))))
 
 
 def sweep_datasets(settings: Settings) -> None:
     """Remove uploads that were cut short; complete data sets stay, as jobs' folders do."""
     _remove_old(_leftovers(settings.datasets_folder))
+
+
+def sweep_expired_datasets(db: Database, settings: Settings) -> None:
+    """Remove data sets whose time is over; one that a job goes on with stays until it has ended.
+
+    Of those that jobs were submitted with, the rows stay as long as the jobs.
+    """
+    with db.read() as session:
+        expired = dataset_queries.expired(session)
+    for dataset_id, is_used in expired:
+        shutil.rmtree(settings.datasets_folder / dataset_id, ignore_errors=True)
+        if not is_used:
+            # A job that was submitted at the moment of its end keeps the row.
+            with suppress(IntegrityError), db.write() as session:
+                dataset_queries.remove(session, dataset_id)
+
+
+def sweep_uploads(db: Database, settings: Settings) -> None:
+    """Let uploads expire that were not completed in time, and remove parts that nobody needs."""
+    with db.read() as session:
+        are_late = upload_queries.any_late(session)
+    if are_late:
+        with db.write() as session:
+            upload_queries.expire(session)
+    for upload_ids in _batches(settings.home / "uploads", "upload"):
+        with db.read() as session:
+            states = upload_queries.states(session, upload_ids)
+        for upload_id in upload_ids:
+            if states.get(upload_id) not in ("pending", None):
+                shutil.rmtree(settings.home / "uploads" / upload_id, ignore_errors=True)
 
 
 def sweep_tools(settings: Settings) -> None:

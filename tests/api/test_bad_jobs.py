@@ -56,7 +56,7 @@ SPECS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         ["'../../etc' is no name of a model", "lorad models add"],
     ),
     "a hub id as the model": (
-        {"base_model": "HuggingFaceTB/SmolLM2-135M"},
+        {"base_model": "hf.co/HuggingFaceTB/SmolLM2-135M"},
         "base_model",
         ["not loaded from a hub", "GET /models"],
     ),
@@ -83,6 +83,18 @@ SPECS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "a huge number": ({"seed": 10**30}, "seed", ["seed", "less than or equal to 2147483647"]),
     "NUL in a name": ({"name": "a\0b"}, "name", ["name", "NUL"]),
     "half a character in a name": ({"name": "\ud800"}, "name", ["name", "surrogate"]),
+    "a long name": ({"name": "x" * 201}, "name", ["at most 200 characters, it has 201"]),
+    "a blank name": ({"name": " "}, "name", ["name", "must not be blank"]),
+    "a key of metadata without a name": (
+        {"metadata": {"": "a"}},
+        "metadata",
+        ["a key of metadata must have at least 1 character, it has 0"],
+    ),
+    "to resume another job": (
+        {"resume_from": {"job_id": "job-1"}},
+        "resume_from",
+        ["resume_from is not available yet", "POST /jobs/{id}/resume continues the same job"],
+    ),
     "not built": ({"method": "dpo"}, "method", ["method", "not available", "leave it out"]),
     "a group that is a list": ({"lora": []}, "lora", ["lora"]),
 }
@@ -205,6 +217,15 @@ def test_a_format_that_the_rows_do_not_have_is_refused(client: TestClient, drive
     assert error["param"] == "dataset.format"
     assert "chat rows need messages" in error["message"]
     assert "completion, prompt" in error["message"]
+
+
+def test_a_holdout_of_every_row_is_refused(client: TestClient, driver: Driver):
+    spec = driver.spec(dataset={"id": driver.dataset(), "val_size": 1000})
+
+    error = refusal(client.post("/jobs", json=spec), 422)
+
+    assert error["param"] == "dataset.val_size"
+    assert "val_size = 1000 holds out all of the" in error["message"]
 
 
 BODIES: dict[str, tuple[bytes, dict[str, str], int]] = {

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.domain.jobs import JobState
 from tests.api.answers import refusal
 from tests.services.driver import Driver, FakeDoorbell, FakeStream
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
-BODY = {"messages": [[{"role": "user", "content": "hi"}]], "checkpoint": "base"}
 NUM_PLACES = 4
 
 
@@ -67,12 +65,12 @@ def start(
 def test_beyond_a_handful_of_calls_the_next_is_refused_at_once_and_the_api_goes_on(
     start: Callable[[Waiting], TestClient], driver: Driver
 ):
-    job_id, _ = driver.in_state(JobState.RUNNING)
+    driver.worker()
     stream = Waiting(is_done=True)
     client = start(stream)
 
     def ask() -> Any:
-        return client.post(f"/jobs/{job_id}/generate", json=BODY)
+        return client.post("/jobs/plan", json=driver.spec())
 
     with ThreadPoolExecutor(NUM_PLACES) as pool:
         held = [pool.submit(ask) for _ in range(NUM_PLACES)]
@@ -93,10 +91,10 @@ def test_beyond_a_handful_of_calls_the_next_is_refused_at_once_and_the_api_goes_
 def test_a_tool_that_ends_without_an_answer_is_told_from_one_that_does_not_end(
     start: Callable[[Waiting], TestClient], driver: Driver, is_done: bool, code: str
 ):
-    job_id, _ = driver.in_state(JobState.RUNNING)
+    driver.worker()
     stream = Waiting(is_done=is_done)
     stream.over.set()
 
-    error = refusal(start(stream).post(f"/jobs/{job_id}/generate", json=BODY), 503)
+    error = refusal(start(stream).post("/jobs/plan", json=driver.spec()), 503)
 
     assert error["code"] == code

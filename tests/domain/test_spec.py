@@ -273,7 +273,7 @@ def test_the_default_of_a_key_that_is_not_built_may_be_written_out(path: str):
         ("training.gradient_checkpointing", "yes"),
         ("resources.device", "tpu"),
         ("base_model", "../etc"),
-        ("base_model", "org/model"),
+        ("base_model", "org/team/model"),
         ("base_model", ""),
         ("base_model", None),
         ("priority", 101),

@@ -82,7 +82,7 @@ class Shelf:
 
 _CLEANING = """
 DELETE FROM idempotency_keys; DELETE FROM jobs; DELETE FROM datasets; DELETE FROM workers;
-DELETE FROM api_keys; DELETE FROM projects WHERE id <> 'default'
+DELETE FROM uploads; DELETE FROM api_keys; DELETE FROM projects WHERE id <> 'default'
 """
 _VERSION = "SELECT version_num FROM alembic_version"
 _HEAD = ScriptDirectory(str(Path(__file__).parents[2] / "migrations")).get_current_head()

@@ -91,11 +91,12 @@ def test_best_can_be_downloaded_asked_and_resumed_from(driver: Driver):
     settings = driver.settings
 
     folder = checkpoints.adapter_folder(driver.db, settings, DEFAULT_PROJECT, job_id, "best")
-    asked, label = generation._adapter(driver.db, settings, DEFAULT_PROJECT, job_id, "best")
+    asked = generation.named(driver.db, settings, DEFAULT_PROJECT, job_id, "best")
     job = resumed(driver, job_id, run, "best")
 
-    assert folder == asked == driver.attempt(run) / "checkpoint-4"
-    assert label == "step 4"
+    assert asked.adapter is not None
+    assert folder == asked.adapter.folder == driver.attempt(run) / "checkpoint-4"
+    assert asked.label == "step 4"
     assert job.step == 4
 
 
