@@ -25,6 +25,10 @@ IN_REAL_TRAINER = {"tokens.rename": (1, 0), "trainer.micro_batch": (5, 4)}
 ELSEWHERE: dict[str, str] = {
     "export.written": "tests/exports/test_service.py"
     "::TestExportsThatAreCaughtInTheMiddle::test_a_sabotaged_export_fails_and_the_job_stays",
+    "export.phase": "tests/exports/test_produce.py"
+    "::test_an_export_that_meets_a_full_disk_says_so_and_the_next_try_succeeds",
+    "export.renamed": "tests/exports/test_exporting.py"
+    "::test_a_try_that_ends_between_the_rename_and_the_commit_is_done_again",
     "host.step": "tests/worker/inference/test_hosts.py"
     "::test_a_host_that_is_killed_fails_its_requests_once_and_the_next_one_goes_on",
 }

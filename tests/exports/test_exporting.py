@@ -1,12 +1,14 @@
 """The row of an export is the truth: who may write it, and how it ends."""
 
 import os
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from app.db.exports import Claimed
 from app.db.keys import DEFAULT_PROJECT
+from app.domain import failpoints
 from app.domain.errors import Fenced, InUse, InvalidInput, NotFound, StateConflict
 from app.domain.exports import FILES_FOLDER, Bounds, Export, Parity, export_folder, work_folder
 from app.domain.jobs import JobState
@@ -117,6 +119,28 @@ def test_a_worker_whose_export_was_taken_over_writes_nothing(driver: Driver, job
     assert shown(driver, export).state == "running"
     assert not export_folder(driver.settings.home, job_id, export.id).exists()
     assert not exporting.renew(driver.db, driver.settings, current, HALF)
+
+
+def test_a_try_that_ends_between_the_rename_and_the_commit_is_done_again(
+    driver: Driver, job_id: str, monkeypatch: pytest.MonkeyPatch
+):
+    export = asked(driver, job_id)
+    first = claimed(driver)
+    monkeypatch.setattr(failpoints, "_visits", Counter())
+    monkeypatch.setenv(failpoints.VARIABLE, "export.renamed=raise:EIO@1")
+    with pytest.raises(OSError, match=r"export\.renamed"):
+        exporting.finish(driver.db, driver.settings, first, written(driver, first))
+    folder = export_folder(driver.settings.home, job_id, export.id)
+    (folder / "of the first try.txt").write_text("left")
+    between = shown(driver, export).state
+
+    exporting.give_back(driver.db, first, crashed="its worker died")
+    second = claimed(driver)
+    exporting.finish(driver.db, driver.settings, second, written(driver, second))
+
+    assert between == "running"
+    assert shown(driver, export).state == "succeeded"
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
 
 
 def test_an_export_that_kills_its_workers_fails_at_the_third(driver: Driver, job_id: str):

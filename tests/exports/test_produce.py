@@ -1,6 +1,7 @@
 """Exports are the trained model again, as plain transformers reads them from disk."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.domain import failpoints
 from app.domain.checkpoints import MANIFEST_NAME, hash_file
 from app.domain.errors import CheckpointUnusable, InvalidModel
 from app.domain.exports import FILES_FOLDER, GGUF_NAME, ExportManifest
@@ -58,6 +60,22 @@ def test_a_merge_keeps_what_was_trained(trained: Trained, folder: Path, kind: st
     adapted = logits(live.load(request, request.adapter_folder))
     torch.testing.assert_close(exported, adapted, atol=2e-4, rtol=0)
     assert (exported - logits(plain(run.model_folder))).abs().max() > 0.5
+
+
+def test_an_export_that_meets_a_full_disk_says_so_and_the_next_try_succeeds(
+    trained: Trained, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    request = request_for(trained())
+    monkeypatch.setattr(failpoints, "_visits", Counter())
+    monkeypatch.setenv(failpoints.VARIABLE, "export.phase=raise:ENOSPC@2")
+
+    with pytest.raises(OSError, match=r"export\.phase"):
+        produce.produce(request, folder)
+    monkeypatch.delenv(failpoints.VARIABLE)
+    (again := folder / "again").mkdir()
+    result = produce.produce(request, again)
+
+    assert result.parity.is_proven, result.parity.problems
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
