@@ -41,8 +41,9 @@ def main() -> None:
         extra_body=OURS,
     )
     print(f"created {job.id}: {job.status}")
-    job = pause_and_resume(client, job)
-    job = follow(client, job.id)
+    seen: set[str] = set()
+    job = pause_and_resume(client, job, seen)
+    job = follow(client, job.id, seen)
     print(f"{job.id} {job.status}: {job.fine_tuned_model}, {job.trained_tokens} tokens trained on")
     if job.fine_tuned_model is None:
         raise SystemExit(job.error.message if job.error else job.status)
@@ -54,21 +55,27 @@ def main() -> None:
     chat(client, job.fine_tuned_model)
 
 
-def pause_and_resume(client: OpenAI, job: FineTuningJob) -> FineTuningJob:
-    """Pause a job once it trains, and let it go on from where it stopped."""
-    while client.fine_tuning.jobs.retrieve(job.id).status in ("queued", "validating_files"):
+def pause_and_resume(client: OpenAI, job: FineTuningJob, seen: set[str]) -> FineTuningJob:
+    """Pause a job once it has done a step, and let it go on from where it stopped."""
+    while not has_done_a_step(client, job.id):
         time.sleep(0.2)
     client.fine_tuning.jobs.pause(job.id)
-    job = follow(client, job.id)
-    print(f"paused: {job.status}")
+    job = follow(client, job.id, seen)
     if job.status in ("succeeded", "failed", "cancelled"):
         return job  # it was faster than we were
+    print(f"{job.id} is paused; it goes on from its newest checkpoint")
     return client.fine_tuning.jobs.resume(job.id)
 
 
-def follow(client: OpenAI, job_id: str) -> FineTuningJob:
+def has_done_a_step(client: OpenAI, job_id: str) -> bool:
+    if client.fine_tuning.jobs.retrieve(job_id).status in _ENDED:
+        return True
+    events = client.fine_tuning.jobs.list_events(job_id, limit=10).data
+    return any(event.type == "metrics" for event in events)
+
+
+def follow(client: OpenAI, job_id: str, seen: set[str]) -> FineTuningJob:
     """Print the events of a job as they come in, until it ends or is paused."""
-    seen: set[str] = set()
     while True:
         job = client.fine_tuning.jobs.retrieve(job_id)
         events = client.fine_tuning.jobs.list_events(job_id, limit=50).data
