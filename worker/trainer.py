@@ -155,7 +155,8 @@ def _attempt(
             traceback.print_exc()
             log.disk_full(needed_bytes=disk.needed_after(error, run.attempt_folder))
             return EXIT_DISK_FULL
-        failure = _deterministic(error)
+        is_limited = run.spec.resources.max_memory_gb is not None
+        failure = _deterministic(error, is_limited=is_limited)
         if failure is None:
             raise
         traceback.print_exc()
@@ -188,24 +189,19 @@ def _exclusive(lock_file: Path) -> Generator[None]:
         yield
 
 
-def _deterministic(error: Exception) -> LoradError | None:
+def _deterministic(error: Exception, *, is_limited: bool) -> LoradError | None:
     """Return the failure that trying again would repeat, or None for everything else."""
-    import torch
+    from worker.training.healing import is_out_of_memory
 
     if isinstance(error, LoradError):
         return None if isinstance(error, Unavailable) else error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _is_cpu_allocator(error):
+    if is_out_of_memory(error, is_limited=is_limited):
         return OutOfMemory(
             f"{error}; lower training.per_device_train_batch_size (and raise"
             " gradient_accumulation_steps), lower dataset.max_length, or set"
             " training.gradient_checkpointing to true"
         )
     return None
-
-
-def _is_cpu_allocator(error: Exception) -> bool:
-    # torch has no type of its own for it.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _is_preloaded() -> bool:

@@ -54,7 +54,7 @@ def name_of(error: Exception) -> str:
 
 @pytest.mark.parametrize("error", REPEATS, ids=name_of)
 def test_a_failure_that_would_repeat_ends_the_job_with_a_code_and_a_message(error: Exception):
-    failure = trainer._deterministic(error)
+    failure = trainer._deterministic(error, is_limited=False)
 
     assert isinstance(failure, LoradError)
     assert failure.code
@@ -64,8 +64,18 @@ def test_a_failure_that_would_repeat_ends_the_job_with_a_code_and_a_message(erro
 
 @pytest.mark.parametrize("error", MAY_PASS, ids=name_of)
 def test_a_failure_that_may_pass_is_tried_again(error: Exception):
-    assert trainer._deterministic(error) is None
+    assert trainer._deterministic(error, is_limited=False) is None
     assert not disk.is_full(error)
+
+
+def test_what_onednn_says_of_a_lack_of_memory_counts_under_a_limit_only():
+    error = RuntimeError("could not create a primitive")
+
+    failure = trainer._deterministic(error, is_limited=True)
+
+    assert failure is not None
+    assert failure.code == "out_of_memory"
+    assert trainer._deterministic(error, is_limited=False) is None
 
 
 @pytest.mark.parametrize("error", WANTS_ROOM, ids=name_of)

@@ -164,7 +164,7 @@ def test_a_failure_that_may_not_repeat_is_exit_code_2_without_a_failed_event(
     ],
 )
 def test_running_out_of_memory_is_a_failure_with_advice(error: Exception):
-    failure = trainer._deterministic(error)
+    failure = trainer._deterministic(error, is_limited=False)
 
     assert failure is not None
     assert failure.code == "out_of_memory"

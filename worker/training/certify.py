@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from app.domain.certificates import Certificate, Check
 from app.domain.checkpoints import ADAPTER_FILES, hash_file
 from app.domain.errors import AdapterUnhealthy
-from worker.training import pulse
+from worker.training import healing, pulse
 from worker.training.batch import Batch, lay_end_to_end
 from worker.training.encode import EncodedRow
 from worker.training.examine import Findings, Question, Row
@@ -42,8 +42,7 @@ def certify(session: Session, log: EventLog, folder: Path, examiner: Examiner) -
     """
     began = time.perf_counter()
     rows, kind = _choose(session)
-    batches = [lay_end_to_end([row], device=session.device) for row in rows]
-    trained = _losses(session, batches)
+    batches, trained = _measure_in_memory(session, rows)
     checks = [_finite(folder), _moved(session), _base_unchanged(session)]
     _release(session)
     pulse.beat()
@@ -56,7 +55,7 @@ def certify(session: Session, log: EventLog, folder: Path, examiner: Examiner) -
         status="passed" if all(check.passed for check in checks) else "failed",
         checks=tuple(checks),
         rows=kind,
-        num_rows=len(rows),
+        num_rows=len(batches),
         loss=losses.trained,
         reloaded_loss=losses.reloaded,
         base_loss=losses.base,
@@ -91,6 +90,28 @@ def _choose(session: Session) -> tuple[Sequence[EncodedRow], Literal["evaluation
     if not chosen:
         chosen = [min(candidates, key=lambda row: len(row.ids))]
     return chosen, "evaluation" if held_out else "training"
+
+
+def _measure_in_memory(
+    session: Session, rows: Sequence[EncodedRow]
+) -> tuple[list[Batch], list[float]]:
+    """Return a batch per row and its summed loss; where memory runs out, of the shorter rows only.
+
+    A run that trained within its limit must not be lost to the last look at what it trained.
+    """
+    is_limited = session.memory.limit_bytes is not None
+    _release_optimizer(session)
+    while True:
+        batches = [lay_end_to_end([row], device=session.device) for row in rows]
+        try:
+            return batches, _losses(session, batches)
+        except (RuntimeError, MemoryError) as error:
+            if len(rows) == 1 or not healing.is_out_of_memory(error, is_limited=is_limited):
+                raise
+        # Outside of the handler: the error holds the frames that hold the tensors.
+        longest = max(range(len(rows)), key=lambda index: len(rows[index].ids))
+        rows = [row for index, row in enumerate(rows) if index != longest]
+        healing.return_freed(session.device)
 
 
 @torch.no_grad()
@@ -160,12 +181,16 @@ def _base_unchanged(session: Session) -> Check:
 
 def _release(session: Session) -> None:
     """Free the live model, so that checking a copy does not need room for two."""
-    session.optimizer.zero_grad(set_to_none=True)
-    session.optimizer.state.clear()
     for parameter in session.adapted.model.parameters():
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    if session.device.type == "cuda":
-        torch.cuda.empty_cache()
+    healing.return_freed(session.device)
+
+
+def _release_optimizer(session: Session) -> None:
+    """Free what only another step would need; the last checkpoint has it."""
+    session.optimizer.zero_grad(set_to_none=True)
+    session.optimizer.state.clear()
+    healing.return_freed(session.device)
 
 
 def _loads(found: Findings) -> Check:

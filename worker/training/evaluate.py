@@ -113,8 +113,7 @@ def _measure_in_memory(session: Session, rows: Sequence[EncodedRow]) -> tuple[fl
                 raise
         # Outside of the handler: the error holds the frames that hold the tensors.
         most_rows //= 2
-        if session.device.type == "cuda":
-            torch.cuda.empty_cache()
+        healing.return_freed(session.device)
 
 
 def _measure(

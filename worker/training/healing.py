@@ -73,6 +73,15 @@ def is_out_of_memory(error: BaseException, *, is_limited: bool) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
+def return_freed(device: torch.device) -> None:
+    """Give back what allocators keep of freed memory, so that other libraries can take it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        # glibc keeps what was freed; libraries that map memory of their own could not get any.
+        trim(0)
+
+
 @dataclass(frozen=True)
 class _Generators:
     """State of every generator that a step may draw from."""
@@ -124,11 +133,7 @@ def _probe(session: Session, log: EventLog) -> tuple[Sequence[int], str] | None:
 def _start_over(session: Session, generators: _Generators) -> None:
     session.optimizer.zero_grad(set_to_none=True)
     generators.restore(session.device)
-    if session.device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        # glibc keeps what was freed; libraries that map memory of their own could not get any.
-        trim(0)
+    return_freed(session.device)
 
 
 def _halve(session: Session, log: EventLog, step: int, units: Sequence[int], cause: str) -> None:

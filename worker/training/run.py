@@ -6,7 +6,16 @@ from pathlib import Path
 
 from app.domain import failpoints
 from app.domain.runs import FINAL_FOLDER, RunFile, StopReason, checkpoint_folder_name
-from worker.training import certify, checkpoint, evaluate, healing, metrics, nonfinite, optim
+from worker.training import (
+    certify,
+    checkpoint,
+    evaluate,
+    healing,
+    limits,
+    metrics,
+    nonfinite,
+    optim,
+)
 from worker.training.commit import Committed
 from worker.training.prepare import prepare
 from worker.training.reporting import EventLog
@@ -70,12 +79,14 @@ def _finish(session: Session, log: EventLog, examiner: certify.Examiner) -> None
     session.saver.settle()
     folder = session.run.attempt_folder / FINAL_FOLDER
     progress = session.progress
-    with session.memory.phase("save"):
-        final = checkpoint.save_final(
-            folder, session.adapted, step=progress.step, facts=session.facts()
-        )
-    with session.memory.phase("certify"):
-        certify.certify(session, log, folder, examiner)
+    # No step is to come that the reserve would have to save.
+    with limits.with_reserve(session.memory.limit_bytes, session.device):
+        with session.memory.phase("save"):
+            final = checkpoint.save_final(
+                folder, session.adapted, step=progress.step, facts=session.facts()
+            )
+        with session.memory.phase("certify"):
+            certify.certify(session, log, folder, examiner)
     session.memory.report(log)
     log.finished(
         step=progress.step, manifest_sha256=final.manifest_sha256, num_tokens=progress.num_tokens

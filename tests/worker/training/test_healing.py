@@ -4,14 +4,19 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.domain import failpoints
-from app.domain.events import NoticeEvent
+from app.domain.events import CertificateEvent, NoticeEvent
 from tests.training_runs import ROOT, Attempt, Workplace
+from worker.training import certify
+from worker.training.batch import Batch
+from worker.training.session import Session
 
 STEPS = {"max_steps": 6, "per_device_train_batch_size": 4, "save_steps": 3}
 DROPOUT = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
@@ -134,13 +139,15 @@ def test_a_limit_below_any_need_fails_before_the_model_is_loaded(workplace: Work
 
 
 def test_real_memory_that_runs_out_is_healed(workplace: Workplace):
-    rows = [{"prompt": "word " * 1500, "completion": "a"} for _ in range(16)]
+    # A row takes about 5 MB, and what is there besides varies by tens of MB: the limit is far from
+    # both what one row needs and what 64 need.
+    rows = [{"prompt": "word " * 1500, "completion": "a"} for _ in range(64)]
     run = workplace.run_file(
         rows=rows,
         row_format="prompt-completion",
-        training={**STEPS, "max_steps": 2, "per_device_train_batch_size": 16},
+        training={**STEPS, "max_steps": 2, "per_device_train_batch_size": 64},
     )
-    program = _IN_A_PROCESS.replace("LIMIT = None", f"LIMIT = {120 << 20}")
+    program = _IN_A_PROCESS.replace("LIMIT = None", f"LIMIT = {240 << 20}")
 
     done = subprocess.run(
         [sys.executable, "-c", program, str(run.attempt_folder)],
@@ -155,6 +162,36 @@ def test_real_memory_that_runs_out_is_healed(workplace: Workplace):
     assert done.returncode == 0, done.stderr
     assert healed(attempt)
     assert len(attempt.steps) == 2
+
+
+@pytest.mark.parametrize("longest_that_fits", [64, 0])
+def test_a_certificate_that_runs_out_of_memory_is_made_of_shorter_rows(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, longest_that_fits: int
+):
+    rows = [{"prompt": "word " * num_words, "completion": "a"} for num_words in (90, 8, 120, 6)]
+    whole, sizes = certify._losses, []
+
+    def losses(session: Session, batches: Sequence[Batch]) -> list[float]:
+        assert not session.optimizer.state
+        assert all(parameter.grad is None for parameter in session.parameters)
+        sizes.append([batch.input_ids_BT.numel() for batch in batches])
+        if max(sizes[-1]) > longest_that_fits:
+            raise torch.OutOfMemoryError
+        return whole(session, batches)
+
+    monkeypatch.setattr(certify, "_losses", losses)
+
+    attempt = workplace.train(rows=rows, row_format="prompt-completion", training=STEPS)
+
+    if longest_that_fits == 0:
+        assert (attempt.exit_code, attempt.failed.code) == (1, "out_of_memory")
+        assert [len(tried) for tried in sizes] == [4, 3, 2, 1]
+        return
+    (event,) = (e for e in attempt.events if isinstance(e, CertificateEvent))
+    assert attempt.exit_code == 0
+    assert event.certificate.status == "passed"
+    assert event.certificate.num_rows == 2
+    assert [len(tried) for tried in sizes] == [4, 3, 2]
 
 
 # Runs an attempt; with LIMIT, memory beside what is in use when the session is ready is limited.
