@@ -1,5 +1,5 @@
 # pyright: basic, reportMissingTypeStubs=false
-"""The Celery worker: two tasks of one call each, and the slots that live as long as it does."""
+"""The Celery worker: tasks of one call each, and the slots, exports and hosts that they wake."""
 
 import importlib.metadata
 import logging

@@ -29,7 +29,7 @@ def insert(
     session.add(row)
     session.flush()
     session.refresh(row)
-    return _dataset(row)
+    return to_dataset(row)
 
 
 def get(session: Session, dataset_id: str, *, project_id: str | None = None) -> Dataset | None:
@@ -38,7 +38,7 @@ def get(session: Session, dataset_id: str, *, project_id: str | None = None) -> 
     if project_id is not None:
         query = query.where(DatasetRow.project_id == project_id, is_there())
     row = session.scalar(query)
-    return None if row is None else _dataset(row)
+    return None if row is None else to_dataset(row)
 
 
 def page(session: Session, project_id: str, *, after: str | None, limit: int) -> Sequence[Dataset]:
@@ -47,7 +47,7 @@ def page(session: Session, project_id: str, *, after: str | None, limit: int) ->
     if after is not None:
         query = query.where(DatasetRow.id < after)
     query = query.order_by(DatasetRow.id.desc()).limit(limit)
-    return [_dataset(row) for row in session.scalars(query)]
+    return [to_dataset(row) for row in session.scalars(query)]
 
 
 def remove(session: Session, dataset_id: str) -> None:
@@ -93,10 +93,10 @@ def newest_like(
         is_there(),
     )
     row = session.scalar(query.order_by(DatasetRow.id.desc()).limit(1))
-    return None if row is None else _dataset(row)
+    return None if row is None else to_dataset(row)
 
 
-def _dataset(row: DatasetRow) -> Dataset:
+def to_dataset(row: DatasetRow) -> Dataset:
     return Dataset(
         id=row.id,
         project_id=row.project_id,

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, tuple_, t
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app.db.datasets import is_there
+from app.db.datasets import is_there, to_dataset
 from app.db.jobs import to_event
 from app.db.tables import (
     AttemptRow,
@@ -20,6 +20,7 @@ from app.db.tables import (
     TrainerEventRow,
 )
 from app.db.types import db_now
+from app.domain.datasets import Dataset
 from app.domain.events import TRAINER_EVENT, TrainerEvent
 from app.domain.jobs import JobEvent, JobState
 
@@ -75,6 +76,20 @@ def results_beside(
     return [
         FileKey(when, job_id, is_results=True) for when, job_id in session.execute(query) if when
     ]
+
+
+def files(session: Session, keys: Sequence[FileKey]) -> list[Dataset | JobRow]:
+    """Return what is at some places of the list of files, in their order: one query a kind."""
+    dataset_ids = [key.id for key in keys if not key.is_results]
+    job_ids = [key.id for key in keys if key.is_results]
+    found: dict[str, Dataset | JobRow] = {}
+    if dataset_ids:
+        rows = session.scalars(select(DatasetRow).where(DatasetRow.id.in_(dataset_ids)))
+        found |= {row.id: to_dataset(row) for row in rows}
+    if job_ids:
+        of_jobs = session.scalars(select(JobRow).where(JobRow.id.in_(job_ids)))
+        found |= {row.id: row for row in of_jobs}
+    return [found[key.id] for key in keys if key.id in found]
 
 
 def jobs(

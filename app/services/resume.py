@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.db import attempts
 from app.db import checkpoints as checkpoint_queries
+from app.db import datasets as dataset_queries
 from app.db import jobs as job_queries
 from app.db import trainer_events as event_queries
 from app.db.engine import Database
@@ -35,6 +36,26 @@ CHANGEABLE = (
 )
 
 
+class DataGone(StateConflict):
+    """The rows that a job was submitted with were deleted or have expired.
+
+    Args:
+        job_id: The job.
+        dataset_id: Its data set that is not there any more.
+        param: The key of the job's spec that names the data set.
+    """
+
+    default_code = "file_deleted"
+
+    def __init__(self, job_id: str, dataset_id: str, *, param: str) -> None:
+        super().__init__(
+            f"cannot resume job {job_id}: its data set {dataset_id} ({param}) was deleted or has"
+            " expired; upload it again and submit a new job",
+            param=param,
+        )
+        self.dataset_id = dataset_id
+
+
 class ResumeRequest(BaseModel):
     """Where to continue from, and what to change."""
 
@@ -60,6 +81,7 @@ def resume(
 
     Raises:
         StateConflict: The job is not stopped, or has nothing left to do.
+        DataGone: Rows that it was submitted with were deleted or have expired.
         Conflict: An override that would make it another run, or that would change nothing.
         InvalidInput: An override with an unknown key or an impossible value.
         NotFound: No such checkpoint.
@@ -67,7 +89,8 @@ def resume(
     """
     with db.read() as session:
         row = jobs.require(session, project_id, job_id)
-    _require_stopped(row)
+        _require_stopped(row)
+        _require_data(session, row)
     spec = _changed_spec(JobSpec.model_validate(row.spec), request.training)
     start = _starting_point(db, outside, project_id, row, request)
     _require_work(row, spec, start)
@@ -81,6 +104,15 @@ def resume(
 def _require_stopped(row: JobRow) -> None:
     if JobState(row.state) not in RESUMABLE_STATES:
         raise jobs.conflict(row, "resume")
+
+
+def _require_data(session: Session, row: JobRow) -> None:
+    used = {"dataset.id": row.dataset_id, "dataset.eval_id": row.eval_dataset_id}
+    for param, dataset_id in used.items():
+        if dataset_id is None:
+            continue
+        if dataset_queries.get(session, dataset_id, project_id=row.project_id) is None:
+            raise DataGone(row.id, dataset_id, param=param)
 
 
 def _changed_spec(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
@@ -245,6 +277,7 @@ def _requeue(
     )
     if not moved:
         raise StateConflict(f"job {row.id} changed while it was being resumed; try again")
+    _require_data(session, row)  # again: it was looked at before the files were verified
     attempts.abandon(session, row.id)
     if start is not None:
         _require_still_there(session, start)

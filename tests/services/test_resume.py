@@ -1,8 +1,12 @@
 """What a resume may change, and how it says no."""
 
+import io
+import json
+
 import pytest
 
 from app.cli import specs
+from app.db import datasets as dataset_queries
 from app.db.keys import DEFAULT_PROJECT
 from app.domain.errors import (
     CheckpointUnusable,
@@ -13,9 +17,9 @@ from app.domain.errors import (
 )
 from app.domain.jobs import Job, JobState
 from app.domain.options import TrainingSpec
-from app.services import jobs, resume
+from app.services import datasets, jobs, resume
 from app.services.resume import ResumeRequest
-from tests.services.driver import Driver
+from tests.services.driver import ROW, Driver
 
 
 def resumed(driver: Driver, job_id: str, **training: object) -> Job:
@@ -28,6 +32,57 @@ def refusal(driver: Driver, job_id: str, **training: object) -> LoradError:
         resumed(driver, job_id, **training)
     assert driver.job(job_id).state is JobState.CANCELLED
     return caught.value
+
+
+def own_rows(driver: Driver) -> str:
+    """Upload rows that nothing else uses; returns the id of the data set."""
+    return datasets.upload(
+        driver.db,
+        driver.settings,
+        DEFAULT_PROJECT,
+        io.BytesIO(json.dumps(ROW).encode()),
+        name="own",
+        filename="own.jsonl",
+    ).id
+
+
+@pytest.mark.parametrize("key", ["id", "eval_id"])
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_job_whose_rows_are_gone_is_not_resumed(driver: Driver, key: str, from_scratch: bool):
+    gone_id = own_rows(driver)
+    job_id = driver.submit(dataset={"id": driver.dataset(), key: gone_id})
+    run = driver.started()
+    driver.train(run, 1, 6, save_every=5)
+    driver.fail(run)
+    # Neither is to be looked at: a broken checkpoint would be marked corrupt on the way.
+    (driver.attempt(run) / "checkpoint-5" / "optimizer.safetensors").unlink()
+    before = driver.job(job_id)
+    checkpoints_before = driver.sql("SELECT id, status, superseded FROM checkpoints")
+    with driver.db.write() as session:
+        dataset_queries.withdraw(session, gone_id)
+
+    request = ResumeRequest(from_scratch=from_scratch)
+    with pytest.raises(StateConflict) as refused:
+        resume.resume(driver.db, driver.outside, DEFAULT_PROJECT, job_id, request)
+
+    assert (refused.value.param, refused.value.code) == (f"dataset.{key}", "file_deleted")
+    assert job_id in refused.value.message
+    assert gone_id in refused.value.message
+    assert driver.job(job_id) == before
+    assert driver.sql("SELECT id, status, superseded FROM checkpoints") == checkpoints_before
+
+
+def test_rows_that_go_while_a_job_is_being_resumed_are_noticed(driver: Driver):
+    job_id, _ = driver.in_state(JobState.CANCELLED)
+
+    def withdraw() -> None:
+        with driver.db.write() as session:
+            dataset_queries.withdraw(session, driver.dataset())
+
+    with driver.interrupted(withdraw) as slow, pytest.raises(resume.DataGone):
+        resume.resume(slow, driver.outside, DEFAULT_PROJECT, job_id, ResumeRequest())
+
+    assert driver.job(job_id).state is JobState.CANCELLED
 
 
 def test_epochs_that_max_steps_would_overrule_are_refused(driver: Driver):

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -124,7 +123,7 @@ def page(
         if purpose in (None, RESULTS_PURPOSE):
             keys += listings.results_beside(session, project_id, key, order=order, limit=limit + 1)
         keys.sort(key=lambda each: (each.at, each.is_results, each.id), reverse=order == "desc")
-        found = _load(session, keys[:limit])
+        found = listings.files(session, keys[:limit])
     files = [_file(db, settings, each) for each in found]
     return page_of(files, has_more=len(keys) > limit)
 
@@ -260,14 +259,6 @@ def _place(session: Session, project_id: str, after: str) -> FileKey:
         return FileKey(found.created_at, found.id, is_results=False)
     assert found.finished_at is not None
     return FileKey(found.finished_at, found.id, is_results=True)
-
-
-def _load(session: Session, keys: Sequence[FileKey]) -> list[Dataset | JobRow]:
-    found = [
-        job_queries.get(session, key.id) if key.is_results else dataset_queries.get(session, key.id)
-        for key in keys
-    ]
-    return [each for each in found if each is not None]
 
 
 def _remove(session: Session, dataset: Dataset) -> None:

@@ -11,7 +11,6 @@ from app.db import jobs as job_queries
 from app.db import keys as key_queries
 from app.db import listings
 from app.db.engine import Database
-from app.db.jobs import JobRow
 from app.domain import consistency, model_names
 from app.domain.errors import (
     IdempotencyConflict,
@@ -31,7 +30,7 @@ from app.services import catalog, job_data, jobs, resume
 from app.services.jobs import Outside
 from app.services.openai import repeats, showing
 from app.services.openai.repeats import Attempt
-from app.services.resume import ResumeRequest
+from app.services.resume import DataGone, ResumeRequest
 
 _SCOPE = "v1.jobs"
 _GOING_ON = (JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.FINALIZING)
@@ -154,12 +153,13 @@ def resume_job(
         NotFound: No such checkpoint.
         CheckpointUnusable: The checkpoint does not verify.
     """
-    _require_files(db, project_id, own_id(shown_id))
     request = _request(own_id(shown_id), body)
 
     def act(db: Database, outside: Outside, project_id: str, job_id: str) -> Job:
         try:
             return resume.resume(db, outside, project_id, job_id, request)
+        except DataGone as error:
+            raise _file_gone(job_id, error) from error
         except LoradError as error:
             if error.param != "checkpoint":
                 raise
@@ -276,17 +276,14 @@ def _require_there(db: Database, project_id: str, body: CreateJob, spec: JobSpec
                 )
 
 
-def _require_files(db: Database, project_id: str, job_id: str) -> None:
-    with db.read() as session:
-        row: JobRow = jobs.require(session, project_id, job_id)
-        for dataset_id in filter(None, (row.dataset_id, row.eval_dataset_id)):
-            if dataset_queries.get(session, dataset_id, project_id=project_id) is None:
-                raise StateConflict(
-                    f"cannot resume job {job_id}: its file {ids.show(dataset_id)} was deleted or"
-                    " has expired; upload it again and create a new job",
-                    param="training_file",
-                    code="file_deleted",
-                )
+def _file_gone(job_id: str, error: DataGone) -> StateConflict:
+    is_of_training = error.param == "dataset.id"
+    return StateConflict(
+        f"cannot resume job {ids.show(job_id)}: its file {ids.show(error.dataset_id)} was deleted"
+        " or has expired; upload it again and create a new job",
+        param="training_file" if is_of_training else "validation_file",
+        code=error.code,
+    )
 
 
 def _request(job_id: str, body: ResumeJob) -> ResumeRequest:
