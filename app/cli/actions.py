@@ -5,15 +5,16 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.cli import local, output, specs, watch
+from app.cli import local, output, screens, specs, watch
 from app.cli.client import Client
 from app.cli.exits import ExitCode
 from app.domain.checkpoints import hash_file
 from app.domain.datasets import Dataset, OnBadRows
-from app.domain.errors import InvalidInput
+from app.domain.errors import InvalidInput, LoradError
 from app.domain.jobs import Job, JobState
 from app.domain.plans import Plan
 
@@ -28,15 +29,16 @@ class _DeadlinePassed(Exception):
 
 def dry_run(source: str, overrides: list[str], mode: output.Mode) -> None:
     """Check a job file without an API and print the job with every default filled in."""
-    spec = specs.read(source, overrides)
-    if specs.dataset_path(spec) is not None:
-        spec = specs.with_dataset(spec, specs.PLACEHOLDER_DATASET)
-    checked = specs.validate(spec)
+    with placed(source, overrides):
+        spec = specs.read(source, overrides)
+        if specs.dataset_path(spec) is not None:
+            spec = specs.with_dataset(spec, specs.PLACEHOLDER_DATASET)
+        checked = specs.validate(spec)
     if mode is not output.Mode.ID:
         output.show_json(checked)
     if not (local.settings().models_folder / checked.base_model / "config.json").is_file():
-        output.say(
-            f"warning: this machine's home has no base model {checked.base_model}; where the job"
+        output.warn(
+            f"this machine's home has no base model {checked.base_model}; where the job"
             " runs it has to be there (`lorad models add`)"
         )
     output.say("the job file is valid; nothing was sent")
@@ -44,15 +46,30 @@ def dry_run(source: str, overrides: list[str], mode: output.Mode) -> None:
 
 def submit(client: Client, source: str, overrides: list[str]) -> Job:
     """Send a job file; its data set is uploaded first unless the API has that very file."""
-    return client.submit(_with_data(client, source, overrides))
+    with placed(source, overrides):
+        return client.submit(with_data(client, source, overrides))
 
 
 def plan(client: Client, source: str, overrides: list[str]) -> Plan:
     """Let a worker say what the job of a file would do and need."""
-    return client.plan(_with_data(client, source, overrides))
+    with placed(source, overrides):
+        return client.plan(with_data(client, source, overrides))
 
 
-def _with_data(client: Client, source: str, overrides: list[str]) -> dict[str, Any]:
+@contextmanager
+def placed(source: str, overrides: list[str]) -> Generator[None]:
+    """Add to an error about a key where the job file, or the command line, has that key."""
+    try:
+        yield
+    except LoradError as error:
+        place = specs.place_of(source, overrides, error.param)
+        if place is not None:
+            error.add_note(f"where: {place}")
+        raise
+
+
+def with_data(client: Client, source: str, overrides: list[str]) -> dict[str, Any]:
+    """Read a job file and upload its data set, unless the API has that very file."""
     spec = specs.read(source, overrides)
     path = specs.dataset_path(spec)
     if path is not None:
@@ -60,6 +77,49 @@ def _with_data(client: Client, source: str, overrides: list[str]) -> dict[str, A
         specs.validate(specs.with_dataset(spec, specs.PLACEHOLDER_DATASET))
         spec = specs.with_dataset(spec, _upload_once(client, path).id)
     return spec
+
+
+@dataclass(frozen=True)
+class PreviewSource:
+    """What a preview shows: which rows, for which model, read how."""
+
+    dataset_id: str
+    base_model: str
+    options: dict[str, Any]
+    field_mapping: dict[str, str] | None
+
+
+def rows_to_preview(
+    client: Client, source: str, overrides: list[str], *, base_model: str | None
+) -> PreviewSource:
+    """Find the rows of a preview: those of a data set, or of a job file, which is uploaded.
+
+    Raises:
+        InvalidInput: No model is named, or the job file is none.
+    """
+    if Path(source).is_file():
+        with placed(source, overrides):
+            spec = specs.validate(with_data(client, source, overrides))
+    else:
+        given: dict[str, Any] = {"dataset": {"id": specs.PLACEHOLDER_DATASET}}
+        specs.override(given, overrides)
+        given["base_model"] = base_model or given.get("base_model")
+        if given["base_model"] is None:
+            raise InvalidInput("say which model is to see the rows", param="--base-model")
+        with placed("-", overrides):
+            spec = specs.validate(given)
+    dataset = spec.dataset
+    options = dataset.model_dump(
+        include={"max_length", "format", "chat_template", "train_on_inputs", "on_too_long"},
+        exclude_defaults=True,
+    )
+    is_file = Path(source).is_file()
+    return PreviewSource(
+        dataset.id if is_file else source,
+        base_model or spec.base_model,
+        options,
+        dataset.field_mapping,
+    )
 
 
 def upload(
@@ -75,10 +135,19 @@ def upload(
     return client.upload(file, name=name, on_bad_rows=on_bad_rows)
 
 
-def watch_job(client: Client, job_id: str, *, timeout: float | None) -> ExitCode:
-    """Show a job live until it ends or is paused; Ctrl-C leaves it running."""
+def watch_job(
+    client: Client, job_id: str, *, timeout: float | None, every_seconds: float | None = None
+) -> ExitCode:
+    """Show a job live until it ends or is paused; Ctrl-C leaves it running.
+
+    Args:
+        client: Connection to the API.
+        job_id: The job.
+        timeout: Seconds after which to give up; None waits for ever.
+        every_seconds: Print a plain line at most so often instead of a live view.
+    """
     try:
-        with watch.screen() as screen, _deadline(timeout):
+        with screens.screen(every_seconds=every_seconds) as screen, _deadline(timeout):
             job = watch.follow(client, job_id, screen, until_paused=True)
     except _DeadlinePassed:
         output.say(f"{timeout:g} s are over; {job_id} goes on. Come back: lorad watch {job_id}")
@@ -93,7 +162,7 @@ def watch_job(client: Client, job_id: str, *, timeout: float | None) -> ExitCode
 def wait_for(client: Client, job_id: str, *, timeout: float | None) -> ExitCode:
     """Wait until a job ends, a pause included, and say only how it did."""
     try:
-        with watch.Silent() as screen, _deadline(timeout):
+        with screens.Silent() as screen, _deadline(timeout):
             job = watch.follow(client, job_id, screen, until_paused=False)
     except _DeadlinePassed:
         output.say(f"{timeout:g} s are over; {job_id} has not ended")
@@ -166,6 +235,9 @@ def _upload_once(client: Client, path: Path) -> Dataset:
 
 
 def _advise(job: Job) -> None:
+    told = watch.summary(job)
+    if told is not None:
+        output.say(told)
     if job.state == JobState.PAUSED:
         output.say(f"it goes on with: lorad resume {job.id} --watch")
     elif job.state == JobState.SUCCEEDED:

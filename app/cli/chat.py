@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli import output
+from app.cli import complete, output
 from app.domain.errors import InvalidInput, LoradError, RateLimited, Unavailable
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def chat(
             metavar="JOB[:STEP]",
             help="Job, with a step, latest or best behind a colon; or any name of a model.",
             show_default=False,
+            autocompletion=complete.jobs_and_steps,
         ),
     ],
     base: Annotated[bool, typer.Option("--base", help="Let the base model answer too.")] = False,
@@ -143,7 +144,7 @@ def _exchange(voices: Sequence[Voice], question: str, options: Options) -> None:
         return
     for voice in voices:
         if len(voices) > 1:
-            typer.secho(f"--- {output.clean(voice.model)}", bold=True)
+            output.heading(f"--- {voice.model}")
         said: list[str] = []
         try:
             with _connect() as client, closing(_answer(client, voice, question, options)) as pieces:

@@ -12,7 +12,7 @@ from app.db import migrate
 from app.db.engine import Database
 from app.db.keys import ApiKey
 from app.domain.errors import InvalidInput, StartupError, Unavailable
-from app.services import keys, transfer
+from app.services import keys, sessions, transfer
 from app.services.transfer import JobManifest
 from app.settings import Settings
 
@@ -49,6 +49,12 @@ def list_keys(settings: Settings) -> Sequence[ApiKey]:
 def revoke_key(settings: Settings, key_id: str) -> None:
     with _opened(settings) as db:
         keys.revoke(db, key_id)
+
+
+def sign_in_link(settings: Settings) -> str | None:
+    """Return a token that signs one browser in, once and soon; None where no key is needed."""
+    with _opened(settings) as db:
+        return sessions.make_link(db) if keys.are_required(db) else None
 
 
 def export_job(settings: Settings, job_id: str, target: Path) -> JobManifest:

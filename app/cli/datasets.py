@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
-from app.cli import output, views
+from app.cli import complete, output, views
 from app.cli.output import Mode, Output
 
 app = typer.Typer(help="Upload, list and show data sets.", no_args_is_help=True)
 
-DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="Id of the data set.")]
+DatasetId = Annotated[
+    str,
+    typer.Argument(metavar="DATASET", help="Id of the data set.", autocompletion=complete.datasets),
+]
 
 
 class BadRows(StrEnum):

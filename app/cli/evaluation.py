@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli import output, views
+from app.cli import complete, output, views
 from app.cli.exits import ExitCode
 from app.cli.jobs import JobId
 from app.cli.output import Mode, Output
@@ -39,7 +39,12 @@ def evaluations(
 def verify_resume(
     job_id: JobId,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="Step, latest, best or id.")
+        str,
+        typer.Option(
+            "--checkpoint",
+            help="Step, latest, best or id.",
+            autocompletion=complete.checkpoints,
+        ),
     ] = "latest",
     steps: Annotated[int, typer.Option(min=1, max=50, help="Steps to do again.")] = 3,
     mode: Output = Mode.TABLE,

@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     JOB_FAILED = 100
     JOB_CANCELLED = 103
     NOT_IDENTICAL = 104
+    NOT_WHOLE = 105
     TIMED_OUT = 124
     INTERRUPTED = 130
 

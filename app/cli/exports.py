@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli import output, views
+from app.cli import complete, output, views
 from app.cli.exits import ExitCode
 from app.cli.jobs import JobId
 from app.cli.output import Mode, Output
@@ -51,7 +51,10 @@ def export(
     ] = Format.MERGED,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="A step, latest, best or final. Default: final, else the newest."),
+        typer.Option(
+            help="A step, latest, best or final. Default: final, else the newest.",
+            autocompletion=complete.checkpoints,
+        ),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="merged: float32, bfloat16, float16; gguf: f32, f16, bf16, q8_0.")

@@ -1,19 +1,19 @@
 """Commands about a job's health: gradient flow as a heatmap, and the certificate."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli import output
+from app.cli import output, tables
 from app.cli.exits import ExitCode
 from app.cli.jobs import JobId
 from app.cli.output import Column, Mode, Output, View
+from app.cli.tables import Cell, Piece, Style
 
 if TYPE_CHECKING:
     # Only names of types: what is behind them takes longer to load than help may take.
-    from rich.text import Text
-
     from app.domain.certificates import Certificate, Check
     from app.domain.gradient_flow import GradientFlow, MatrixFlow
 
@@ -69,41 +69,55 @@ def _actions():
 
 
 def _draw(flow: "GradientFlow") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    output.heading(f"step {flow.step}: log10 of the gradient norms")
     modules = list(dict.fromkeys(each.module for each in flow.matrices))
     layers = list(dict.fromkeys(each.layer for each in flow.matrices))
-    table = Table(title=f"step {flow.step}: log10 of the gradient norms", title_justify="left")
-    table.add_column("layer", justify="right")
-    for module in modules:
-        table.add_column(output.clean(module), no_wrap=True)
-    for layer in layers:
-        cells = [_cell(flow, layer, module) for module in modules]
-        table.add_row("-" if layer is None else str(layer), *cells)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+    columns: dict[str, list[Cell]] = {
+        output.clean(module): [_cell(flow, layer, module) for layer in layers] for module in modules
+    }
+    numbers: list[Cell] = [[Piece("-" if layer is None else str(layer))] for layer in layers]
+    for part in _parts(columns, output.width()):
+        rows = [[number, *(part[name][i] for name in part)] for i, number in enumerate(numbers)]
+        table = tables.Table(titles=["layer", *part], rows=rows, folds=[False] * (len(part) + 1))
+        output.show_lines(tables.draw(table, width=None, colour=output.has_colour()))
+    _tell_health(flow)
+
+
+def _parts(columns: Mapping[str, list[Cell]], width: int | None) -> Iterator[dict[str, list[Cell]]]:
+    """Put as many columns side by side as fit; the others come below."""
+    part: dict[str, list[Cell]] = {}
+    used = len("layer")
+    for name, cells in columns.items():
+        texts = ["".join(piece.text for piece in cell) for cell in cells]
+        wanted = 2 + max(map(tables.cells, [name, *texts]))
+        if part and width is not None and used + wanted > width:
+            yield part
+            part, used = {}, len("layer")
+        part[name] = cells
+        used += wanted
+    yield part
+
+
+def _tell_health(flow: "GradientFlow") -> None:
     for name in flow.frozen_with_gradient:
-        console.print(f"frozen, but has a gradient: {output.clean(name)}", markup=False)
-    unwell = [each for each in flow.matrices if each.state in ("dead", "not_moving", "nonfinite")]
-    for each in unwell:
-        layer = "" if each.layer is None else f"layer {each.layer} "
-        console.print(
-            output.clean(f"{_MARKS[each.state]}: {layer}{each.module} {each.matrix}"), markup=False
-        )
+        _tell(f"frozen, but has a gradient: {name}", tables.BAD)
+    for each in flow.matrices:
+        if each.state in ("dead", "not_moving", "nonfinite"):
+            layer = "" if each.layer is None else f"layer {each.layer} "
+            _tell(f"{_MARKS[each.state]}: {layer}{each.module} {each.matrix}", tables.BAD)
     if flow.is_healthy:
-        console.print("healthy: every matrix that should have a gradient has one")
+        _tell("healthy: every matrix that should have a gradient has one", tables.GOOD)
 
 
-def _cell(flow: "GradientFlow", layer: int | None, module: str) -> "Text":
-    from rich.text import Text
+def _tell(text: str, style: Style) -> None:
+    output.show_lines([tables.paint(output.clean(text), style, colour=output.has_colour())])
 
+
+def _cell(flow: "GradientFlow", layer: int | None, module: str) -> list[Piece]:
     here = [each for each in flow.matrices if (each.layer, each.module) == (layer, module)]
-    blocks = [
-        Text(f" {output.clean(each.matrix)} {_value(each):>5} ", style=_style(each))
-        for each in here
-    ]
-    return Text(" ").join(blocks)
+    return [
+        Piece(f" {output.clean(each.matrix)} {_value(each):>5} ", _style(each)) for each in here
+    ] or [Piece("-")]
 
 
 def _value(matrix: "MatrixFlow") -> str:
@@ -112,16 +126,16 @@ def _value(matrix: "MatrixFlow") -> str:
     return f"{_power(matrix):.1f}"
 
 
-def _style(matrix: "MatrixFlow") -> str:
+def _style(matrix: "MatrixFlow") -> Style:
     match matrix.state:
         case "healthy":
             share = (_power(matrix) - _FAINTEST) / (_STRONGEST - _FAINTEST)
             shade = _SHADES[round(min(max(share, 0.0), 1.0) * (len(_SHADES) - 1))]
-            return f"{'white' if shade < 40 else 'black'} on color({shade})"
+            return Style(fg="white" if shade < 40 else "black", bg=shade)
         case "not_applicable":
-            return "dim"
+            return tables.DIM
         case _:
-            return "bold white on red"
+            return Style(fg="white", bg="red", bold=True)
 
 
 def _power(matrix: "MatrixFlow") -> float:
@@ -134,15 +148,23 @@ _CHECK: "View[Check]" = View(
     identity=lambda check: check.name,
     columns=[
         Column("CHECK", lambda check: check.name),
-        Column("RESULT", lambda check: "passed" if check.passed else "FAILED"),
-        Column("MEASURED", lambda check: check.detail),
+        Column(
+            "RESULT",
+            lambda check: "passed" if check.passed else "FAILED",
+            lambda check: tables.GOOD if check.passed else tables.BAD,
+        ),
+        Column("MEASURED", lambda check: check.detail, folds=True),
     ],
 )
 
 _CERTIFICATE: "View[Certificate]" = View(
     identity=lambda found: found.adapter_sha256,
     columns=[
-        Column("STATUS", lambda found: found.status),
+        Column(
+            "STATUS",
+            lambda found: found.status,
+            lambda found: tables.GOOD if found.status == "passed" else tables.BAD,
+        ),
         Column("ROWS", lambda found: f"{found.num_rows} {found.rows}"),
         Column("LOSS", lambda found: found.loss),
         Column("RELOADED_LOSS", lambda found: found.reloaded_loss),

@@ -5,12 +5,26 @@ from typing import Annotated
 
 import typer
 
-from app.cli import output, views
+from app.cli import complete, output, views
 from app.cli.output import Mode, Output
 
 app = typer.Typer()
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", show_default=False)]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="Id of the job.", show_default=False, autocompletion=complete.jobs
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key, such as training.max_steps=20; may be given often.",
+        autocompletion=complete.keys,
+    ),
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Show it live afterwards.")]
 
 
@@ -43,10 +57,7 @@ def _actions():
 @app.command()
 def submit(
     file: Annotated[str, typer.Argument(help="YAML or JSON file of the job; - reads stdin.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key; may be given often."),
-    ] = None,
+    overrides: Overrides = None,
     watch: Watch = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check the file, without the API.")
@@ -68,7 +79,10 @@ def submit(
 
 @app.command("ls")
 def list_jobs(
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="Only jobs in this state.", autocompletion=complete.states),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most jobs to show.")] = 20,
     mode: Output = Mode.TABLE,
 ) -> None:
@@ -85,11 +99,23 @@ def show(job_id: JobId, mode: Output = Mode.TABLE) -> None:
 
 
 @app.command()
-def watch(job_id: JobId, timeout: Timeout = None) -> None:
+def watch(
+    job_id: JobId,
+    timeout: Timeout = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            callback=_bounded,
+            metavar="SECONDS",
+            help="Print plain lines, one at most so often. Default where there is no terminal: 5",
+        ),
+    ] = None,
+) -> None:
     """Watch a job live; Ctrl-C leaves it running. Exits with 100 if it failed, 103 if cancelled."""
     actions = _actions()
     with actions.connect() as client:
-        raise typer.Exit(actions.watch_job(client, job_id, timeout=timeout))
+        code = actions.watch_job(client, job_id, timeout=timeout, every_seconds=every)
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -98,19 +124,6 @@ def wait(job_id: JobId, timeout: Timeout = None) -> None:
     actions = _actions()
     with actions.connect() as client:
         raise typer.Exit(actions.wait_for(client, job_id, timeout=timeout))
-
-
-@app.command()
-def metrics(
-    job_id: JobId,
-    after_step: Annotated[int, typer.Option(min=0, help="Only steps after this one.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most steps to show.")] = None,
-    mode: Output = Mode.TABLE,
-) -> None:
-    """Print what was measured at every step."""
-    with _actions().connect() as client:
-        rows = client.metrics(job_id, after_step=after_step, limit=limit)
-    output.show_list(rows, views.METRICS, mode)
 
 
 @app.command()
@@ -137,7 +150,12 @@ def resume(
     job_id: JobId,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--from", "--checkpoint", help="Step, best or id. Default: the newest."),
+        typer.Option(
+            "--from",
+            "--checkpoint",
+            help="Step, best or id. Default: the newest.",
+            autocompletion=complete.checkpoints,
+        ),
     ] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start again at step 0.")
@@ -192,7 +210,12 @@ def generate(
     job_id: JobId,
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION...")],
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="latest, best, final, a step, or base: no adapter.")
+        str,
+        typer.Option(
+            "--checkpoint",
+            help="latest, best, final, a step, or base: no adapter.",
+            autocompletion=complete.checkpoints,
+        ),
     ] = "latest",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 64,
     mode: Output = Mode.TABLE,
@@ -216,7 +239,9 @@ def generate(
 @app.command()
 def download(
     job_id: JobId,
-    checkpoint: Annotated[str, typer.Argument(help="A step, best, or final.")] = "final",
+    checkpoint: Annotated[
+        str, typer.Argument(help="A step, best, or final.", autocompletion=complete.checkpoints)
+    ] = "final",
     to: Annotated[Path | None, typer.Option(help="File to write.", show_default=False)] = None,
 ) -> None:
     """Download an adapter in PEFT's format as a zip file."""

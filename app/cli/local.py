@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli import output
 from app.domain.errors import InvalidInput, StartupError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _warn_of_unknown_variables(known: Iterable[str]) -> None:
     names = [*(f"LORAD_{name.upper()}" for name in known), *_NO_SETTINGS]
     for name in sorted(os.environ):
         if name.startswith("LORAD_") and name not in names:
-            typer.echo(f"warning: {name} is not read; {nearest(name, names)}", err=True)
+            output.warn(f"{name} is not read; {nearest(name, names)}")
 
 
 def prepare_home(home: Path) -> None:

@@ -10,20 +10,27 @@ import typer
 
 from app.cli import (
     chat,
+    convert,
     datasets,
+    diff,
+    doctor,
     evaluation,
     exits,
     exports,
     flow,
+    init,
     jobs,
     keys,
+    measured,
     migrate,
     models,
     output,
+    pages,
     plans,
     previews,
     reports,
     serve,
+    shape,
     transfer,
     up,
     worker,
@@ -33,28 +40,35 @@ from app.domain.errors import InvalidInput, LoradError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Fine-tune language models with LoRA on your own machines.",
+    help="Fine-tune language models with LoRA on your own machines. More: docs/cli.md",
 )
-app.command(rich_help_panel="This machine")(up.up)
-for job_command in (
-    *jobs.app.registered_commands,
-    *chat.app.registered_commands,
-    *evaluation.app.registered_commands,
-    *exports.app.registered_commands,
-    *flow.app.registered_commands,
-    *plans.app.registered_commands,
-    *reports.app.registered_commands,
-    *previews.app.registered_commands,
-    *transfer.app.registered_commands,
+_MACHINE = "This machine"
+_PANELS = {
+    "Before a job": "init plan preview convert",
+    "What came of a job": "metrics evaluations receipt gradient-flow memory certificate"
+    " verify-resume diff",
+    "The model": "download chat generate export exports",
+}
+_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
+
+# In the order of the help.
+for module in (
+    *(init, plans, previews, convert, measured, evaluation, reports, flow, diff),
+    *(jobs, pages, chat, exports, transfer),
 ):
-    app.registered_commands.append(job_command)
-app.add_typer(datasets.app, name="datasets")
-app.add_typer(models.app, name="models")
-for machine_command in (serve.serve, worker.worker, migrate.migrate):
-    app.command(rich_help_panel="This machine")(machine_command)
-app.add_typer(keys.app, name="keys", rich_help_panel="This machine")
+    for command in module.app.registered_commands:
+        name = command.name or getattr(command.callback, "__name__", "")
+        if name in _PANEL_OF:
+            command.rich_help_panel = _PANEL_OF[name]
+        app.registered_commands.append(command)
+app.add_typer(datasets.app, name="datasets", rich_help_panel="Before a job")
+app.add_typer(models.app, name="models", rich_help_panel="Before a job")
+for machine_command in (up.up, doctor.doctor, serve.serve, worker.worker, migrate.migrate):
+    app.command(rich_help_panel=_MACHINE)(machine_command)
+app.add_typer(keys.app, name="keys", rich_help_panel=_MACHINE)
+for group in (app, datasets.app, models.app, keys.app):
+    shape.add_json(group)
 
 
 def main() -> None:
@@ -79,7 +93,14 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        app(prog_name="lorad")
+        # Not its own main program: errors in the arguments are told like all others.
+        code = app(prog_name="lorad", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else ExitCode.OK)
+    except typer.TyperException as error:
+        shape.report_usage(error)
+        sys.exit(ExitCode.BAD_INPUT)
+    except typer.Abort:
+        sys.exit(ExitCode.INTERRUPTED)
     finally:
         try:
             sys.stdout.flush()

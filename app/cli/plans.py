@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli import output
-from app.cli.jobs import JobId
-from app.cli.output import Column, Mode, Output, View, size
+from app.cli import output, tables
+from app.cli.jobs import JobId, Overrides
+from app.cli.output import Column, Mode, Output, View, duration, size
 
 if TYPE_CHECKING:
     # Only names of types: what is behind them takes longer to load than help may take.
@@ -19,10 +19,7 @@ app = typer.Typer()
 @app.command()
 def plan(
     file: Annotated[str, typer.Argument(help="YAML or JSON file of the job; - reads stdin.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key; may be given often."),
-    ] = None,
+    overrides: Overrides = None,
     mode: Output = Mode.TABLE,
 ) -> None:
     """Show what a job would do and need, without submitting it; its data set is uploaded."""
@@ -32,7 +29,7 @@ def plan(
     output.show_with_parts(found, _PLAN, found.memory.parts, _PART, mode)
     if mode is Mode.TABLE:
         for warning in found.warnings:
-            output.say(f"warning: {warning.param}: {warning.message}")
+            output.warn(f"{warning.param}: {warning.message}")
 
 
 @app.command()
@@ -74,16 +71,20 @@ _PLAN: "View[Plan]" = View(
     columns=[
         Column("MEMORY", _memory),
         Column("LIMIT", lambda plan: _maybe(plan.limit_bytes)),
-        Column("FITS", lambda plan: "yes" if plan.fits else "NO"),
+        Column(
+            "FITS",
+            lambda plan: "yes" if plan.fits else "NO",
+            lambda plan: tables.GOOD if plan.fits else tables.BAD,
+        ),
         Column("LARGEST_BATCH", lambda plan: plan.largest_micro_batch_size),
         Column("STEPS", lambda plan: f"{plan.work.steps} ({plan.work.steps_per_epoch} per epoch)"),
         Column("ROWS", lambda plan: plan.work.num_rows),
-        Column("TOKENS", lambda plan: f"{plan.work.tokens_per_epoch} per epoch"),
-        Column("TARGETS", lambda plan: f"{plan.work.target_tokens_per_epoch} per epoch"),
-        Column("TOKENS_PER_STEP", lambda plan: f"{plan.work.tokens_per_step:.0f}"),
+        Column("TOKENS", lambda plan: f"{plan.work.tokens_per_epoch:,} per epoch"),
+        Column("TARGETS", lambda plan: f"{plan.work.target_tokens_per_epoch:,} per epoch"),
+        Column("TOKENS_PER_STEP", lambda plan: f"{plan.work.tokens_per_step:,.0f}"),
         Column("DISK", lambda plan: f"{size(plan.disk.total_bytes)}"),
         Column("FREE_DISK", lambda plan: size(plan.disk.free_bytes)),
-        Column("SECONDS", lambda plan: plan.time.total_seconds if plan.time else None),
+        Column("TIME", lambda plan: duration(plan.time.total_seconds) if plan.time else None),
     ],
 )
 

@@ -1,15 +1,15 @@
 """The command that shows rows of a data set as a model will see them, targets highlighted."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli import output
-from app.cli.datasets import DatasetId
+from app.cli import complete, output, tables
+from app.cli.jobs import Overrides
 from app.cli.output import Mode, Output
+from app.cli.tables import Style
 from app.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,8 +22,23 @@ _PLAIN_MARKS = ("[[", "]]")
 
 @app.command()
 def preview(
-    dataset_id: DatasetId,
-    base_model: Annotated[str, typer.Option("--base-model", help="Model to train.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="Id of a data set; or a job file, whose data set is uploaded.",
+            autocompletion=complete.datasets,
+        ),
+    ],
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            help="Model to train. Default: the job file's.",
+            autocompletion=complete.models,
+            show_default=False,
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, max=50, help="Rows to show.")] = 5,
     offset: Annotated[int, typer.Option(min=0, help="Rows to pass over.")] = 0,
     max_length: Annotated[int | None, typer.Option(help="As dataset.max_length.")] = None,
@@ -35,24 +50,26 @@ def preview(
     train_on_inputs: Annotated[
         bool, typer.Option("--train-on-inputs", help="As dataset.train_on_inputs.")
     ] = False,
+    overrides: Overrides = None,
     mode: Output = Mode.TABLE,
 ) -> None:
     """Show rows as the model sees them; the tokens to learn are highlighted, or in [[ ]]."""
     from app.cli import actions  # here, so that `lorad --help` stays quick
 
-    options = {
-        "rows": rows,
-        "offset": offset,
+    given = {
         "max_length": max_length,
         "format": row_format,
         "train_on_inputs": train_on_inputs or None,
     }
+    renamed = _mapping(mapping or [])
     with actions.connect() as client:
+        wanted = actions.rows_to_preview(client, source, overrides or [], base_model=base_model)
+        options = {**wanted.options, **{key: value for key, value in given.items() if value}}
         found = client.preview(
-            dataset_id,
-            base_model=base_model,
-            field_mapping=_mapping(mapping or []),
-            options=options,
+            wanted.dataset_id,
+            base_model=wanted.base_model,
+            field_mapping=renamed or wanted.field_mapping,
+            options={"rows": rows, "offset": offset, **options},
         )
     match mode:
         case Mode.JSON:
@@ -75,13 +92,14 @@ def _mapping(pairs: Sequence[str]) -> dict[str, str] | None:
 
 
 def _show(found: "Preview") -> None:
-    is_terminal = sys.stdout.isatty()
+    colour = output.has_colour()
     for row in found.rows:
-        typer.secho(_headline(row), bold=True)
+        output.heading(_headline(row))
         if row.problem is not None:
-            typer.secho(output.clean(f"{row.problem.fate}: {row.problem.detail}"), fg="yellow")
+            problem = output.clean(f"{row.problem.fate}: {row.problem.detail}")
+            output.show_lines([tables.paint(problem, tables.WARN, colour=colour)])
         if row.tokens:
-            typer.echo(_highlighted(row) if is_terminal else _marked(row))
+            output.show_lines([_highlighted(row) if colour else _marked(row)])
         typer.echo()
     if found.has_more:
         output.say(f"go on with: --offset {found.offset + len(found.rows)}")
@@ -108,8 +126,11 @@ def _marked(row: "PreviewRow") -> str:
 
 
 def _highlighted(row: "PreviewRow") -> str:
-    styles: dict[bool, dict[str, Any]] = {True: {"fg": "green", "bold": True}, False: {"dim": True}}
-    return "".join(typer.style(_lines(text), **styles[t]) for t, text in _stretches(row))
+    styles = {True: Style(fg="green", bold=True), False: tables.DIM}
+    return "".join(
+        tables.paint(_lines(text), styles[is_target], colour=True)
+        for is_target, text in _stretches(row)
+    )
 
 
 def _lines(text: str) -> str:

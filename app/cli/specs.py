@@ -56,12 +56,20 @@ def read(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         InvalidInput: The file cannot be read, or is no mapping; the message says where.
     """
     folder = Path.cwd() if source == "-" else Path(source).absolute().parent
-    spec = _parse(_text(source), source)
+    spec = read_mapping(source)
     _resolve_path(spec, folder)
-    for override in overrides:
-        _apply(spec, override)
+    override(spec, overrides)
     _resolve_path(spec, Path.cwd())
     return spec
+
+
+def read_mapping(source: str) -> dict[str, Any]:
+    """Read a YAML or JSON file that holds a mapping, whatever its keys mean.
+
+    Raises:
+        InvalidInput: The file cannot be read, or is no mapping; the message says where.
+    """
+    return _parse(_text(source), source)
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -71,9 +79,37 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         InvalidInput: A pair cannot be read.
     """
     values: dict[str, Any] = {}
-    for override in overrides:
-        _apply(values, override)
+    override(values, overrides)
     return values
+
+
+def override(spec: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply `key=value` pairs to a spec.
+
+    Raises:
+        InvalidInput: A pair cannot be read.
+    """
+    for pair in overrides:
+        _apply(spec, pair)
+
+
+def place_of(source: str, overrides: Sequence[str], param: str | None) -> str | None:
+    """Say where a key was written: in an override, or in which line of the file; None if nowhere.
+
+    Args:
+        source: Path of the job file; standard input cannot be read twice.
+        overrides: As given to `read`.
+        param: Dotted path of the key, as errors have it.
+    """
+    if param is None:
+        return None
+    for pair in reversed(overrides):
+        if f"{pair.partition('=')[0].strip()}.".startswith(f"{param}."):
+            return f"--set {pair}"
+    if source == "-" or not Path(source).is_file():
+        return None
+    line = _line_of(_text(source), param.split("."))
+    return None if line is None else f"{source} line {line}"
 
 
 def dataset_path(spec: Mapping[str, Any]) -> Path | None:
@@ -159,6 +195,23 @@ def _yaml(text: str, source: str, *, param: str = "FILE") -> object:
         raise InvalidInput(f"{source}{where}: {error.problem}", param=param) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{source} is no valid YAML: {error}", param=param) from error
+
+
+def _line_of(text: str, path: Sequence[str]) -> int | None:
+    """Return the line of a key, or of the innermost group on the way to it."""
+    try:
+        node: Any = cast(Any, yaml).compose(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return None
+    line: int | None = None
+    for part in path:
+        pairs: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(key, value) for key, value in pairs if key.value == part]
+        if not found:
+            return line
+        key, node = found[-1]
+        line = int(key.start_mark.line) + 1
+    return line
 
 
 def _apply(spec: dict[str, Any], override: str) -> None:

@@ -48,7 +48,7 @@ class Transport:
     def __init__(
         self, url: str, *, api_key: str | None, transport: httpx2.BaseTransport | None = None
     ) -> None:
-        hostname = _hostname(url)
+        hostname = require_url(url)
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise errors.InvalidInput(
                 "the API key holds characters that no key of ours has; copy it again",
@@ -180,7 +180,12 @@ class Transport:
             ) from error
 
 
-def _hostname(url: str) -> str:
+def require_url(url: str) -> str:
+    """Return the name of the host in the address of an API.
+
+    Raises:
+        InvalidInput: It is no such address.
+    """
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and parts.port != 0
@@ -214,7 +219,11 @@ def _error_of(response: httpx2.Response) -> errors.LoradError:
         body = _ErrorBody(message=message)
     others = [f"\n  also: {each.message}" for each in (body.details or [])[1:]]
     kind = _kind_of(response.status_code)
-    return kind(body.message + "".join(others), param=body.param, code=body.code)
+    error = kind(body.message + "".join(others), param=body.param, code=body.code)
+    request_id = response.headers.get("x-request-id")
+    if request_id:
+        error.add_note(f"request: {request_id}")
+    return error
 
 
 def _kind_of(status: int) -> type[errors.LoradError]:

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from app.cli.output import Column, View, size
+from app.cli import tables
+from app.cli.output import Column, View, age, size
+from app.cli.tables import Style
 
 if TYPE_CHECKING:
     # Only names of types: the models behind them load pydantic, which help does not need.
@@ -60,19 +62,34 @@ def _proof(export: "Export") -> str | None:
     return f"{verdict}: {agreed}, KL {divergence} nats"
 
 
+_STATE_STYLES = {
+    "succeeded": tables.GOOD,
+    "failed": tables.BAD,
+    "cancelled": tables.DIM,
+    "paused": tables.WARN,
+    "queued": tables.PLAIN,
+}
+
+
+def state_style(state: str) -> Style:
+    """Return how a state looks; all but those that rest are busy."""
+    return _STATE_STYLES.get(state, tables.BUSY)
+
+
 JOB: "View[Job]" = View(
     identity=lambda job: job.id,
     columns=[
         Column("ID", lambda job: job.id),
-        Column("STATE", lambda job: job.state),
+        Column("STATE", lambda job: job.state, lambda job: state_style(job.state)),
         Column("STEP", _steps),
         Column("LOSS", lambda job: job.loss),
-        Column("MODEL", lambda job: job.spec.base_model),
-        Column("NAME", lambda job: job.name),
-        Column("CREATED", lambda job: job.created_at),
+        Column("MODEL", lambda job: job.spec.base_model, folds=True),
+        Column("NAME", lambda job: job.name, folds=True),
+        Column("AGE", lambda job: age(job.created_at)),
     ],
     details=[
         Column("REASON", _reason),
+        Column("CREATED", lambda job: job.created_at),
         Column("EPOCH", lambda job: job.epoch),
         Column("EVAL_LOSS", lambda job: job.eval_loss),
         Column("BEST", _best),
@@ -93,8 +110,8 @@ METRICS: "View[StepMetrics]" = View(
         Column("LOSS", lambda row: row.loss),
         Column("GRAD_NORM", lambda row: row.grad_norm),
         Column("LR", lambda row: row.learning_rate),
-        Column("TOKENS", lambda row: row.num_tokens),
-        Column("SECONDS", lambda row: row.step_seconds),
+        Column("TOKENS", lambda row: row.num_tokens, optional=True),
+        Column("SECONDS", lambda row: row.step_seconds, optional=True),
         Column("TOK/S", lambda row: f"{row.tokens_per_second:.0f}"),
         Column("PEAK_MEMORY", lambda row: size(row.peak_memory_bytes)),
     ],
@@ -107,7 +124,7 @@ EVALUATION: "View[Evaluation]" = View(
         Column("EPOCH", lambda row: row.epoch),
         Column("EVAL_LOSS", lambda row: row.eval_loss),
         Column("ACCURACY", lambda row: f"{row.token_accuracy:.1%}"),
-        Column("BEST", lambda row: "yes" if row.is_best else None),
+        Column("BEST", lambda row: "yes" if row.is_best else None, lambda _: tables.GOOD),
         Column("SINCE_BEST", lambda row: row.num_since_best),
         Column("TOKENS", lambda row: row.num_target_tokens),
         Column("SECONDS", lambda row: row.seconds),
@@ -122,7 +139,11 @@ REPLAYED_STEP: "View[ReplayedStep]" = View(
         Column("AGAIN", lambda row: _exact(row.replayed_loss)),
         Column("GRAD_NORM", lambda row: _exact(row.recorded_grad_norm)),
         Column("AGAIN", lambda row: _exact(row.replayed_grad_norm)),
-        Column("SAME", lambda row: {True: "yes", False: "NO", None: None}[row.identical]),
+        Column(
+            "SAME",
+            lambda row: {True: "yes", False: "NO", None: None}[row.identical],
+            lambda row: tables.BAD if row.identical is False else tables.PLAIN,
+        ),
     ],
 )
 
@@ -132,11 +153,11 @@ CHECKPOINT: "View[Checkpoint]" = View(
         Column("STEP", lambda row: row.step),
         Column("LOSS", lambda row: row.loss),
         Column("EVAL_LOSS", lambda row: row.eval_loss),
-        Column("STATUS", _status),
+        Column("STATUS", _status, folds=True),
         Column("SIZE", lambda row: size(row.bytes)),
-        Column("ATTEMPT", lambda row: row.attempt),
-        Column("ID", lambda row: row.id),
-        Column("CREATED", lambda row: row.created_at),
+        Column("ATTEMPT", lambda row: row.attempt, optional=True),
+        Column("ID", lambda row: row.id, optional=True),
+        Column("AGE", lambda row: age(row.created_at)),
     ],
 )
 
@@ -144,13 +165,14 @@ DATASET: "View[Dataset]" = View(
     identity=lambda row: row.id,
     columns=[
         Column("ID", lambda row: row.id),
-        Column("NAME", lambda row: row.name),
+        Column("NAME", lambda row: row.name, folds=True),
         Column("FORMAT", lambda row: row.format),
         Column("ROWS", lambda row: row.num_rows),
         Column("SIZE", lambda row: size(row.bytes)),
-        Column("CREATED", lambda row: row.created_at),
+        Column("AGE", lambda row: age(row.created_at)),
     ],
     details=[
+        Column("CREATED", lambda row: row.created_at),
         Column("FILENAME", lambda row: row.filename),
         Column("CONTAINER", lambda row: ".".join(filter(None, (row.container, row.compression)))),
         Column("COLUMNS", lambda row: ", ".join(row.columns) or None),
@@ -173,9 +195,9 @@ RECEIPT: "View[Receipt]" = View(
         Column("TRAINED", lambda row: row.num_train_rows),
         Column("HELD_OUT", lambda row: row.num_eval_rows),
         Column("UNITS", lambda row: row.num_units),
-        Column("TOKENS", lambda row: row.num_tokens),
-        Column("TARGETS", lambda row: row.num_target_tokens),
-        Column("TOKENS_CUT", lambda row: row.num_tokens_cut),
+        Column("TOKENS", lambda row: f"{row.num_tokens:,}"),
+        Column("TARGETS", lambda row: f"{row.num_target_tokens:,}"),
+        Column("TOKENS_CUT", lambda row: f"{row.num_tokens_cut:,}"),
         Column("LONGEST", lambda row: row.longest_tokens),
         Column("TURNS_WITHOUT_END", lambda row: row.num_turns_without_end),
     ],
@@ -185,11 +207,15 @@ LINE_PROBLEM: "View[LineProblem]" = View(
     identity=lambda row: row.line,
     columns=[
         Column("LINE", lambda row: row.line),
-        Column("FATE", lambda row: row.fate),
+        Column(
+            "FATE",
+            lambda row: row.fate,
+            lambda row: tables.BAD if row.fate == "dropped" else tables.WARN,
+        ),
         Column("REASON", lambda row: row.reason),
         Column("TOKENS", lambda row: row.num_tokens),
         Column("CUT", lambda row: row.num_tokens_cut or None),
-        Column("DETAIL", lambda row: row.detail),
+        Column("DETAIL", lambda row: row.detail, folds=True),
     ],
 )
 
@@ -200,13 +226,14 @@ EXPORT: "View[Export]" = View(
         Column("FORMAT", lambda row: row.format),
         Column("OF", lambda row: f"step {row.step}" + " (final)" * (row.checkpoint == "final")),
         Column("DTYPE", lambda row: row.dtype),
-        Column("STATE", lambda row: row.state),
+        Column("STATE", lambda row: row.state, lambda row: state_style(row.state)),
         Column("PROGRESS", lambda row: f"{row.progress:.0%}"),
-        Column("PROOF", _proof),
-        Column("SIZE", lambda row: size(row.bytes)),
-        Column("CREATED", lambda row: row.created_at),
+        Column("PROOF", _proof, folds=True),
+        Column("SIZE", lambda row: size(row.bytes), optional=True),
+        Column("AGE", lambda row: age(row.created_at), optional=True),
     ],
     details=[
+        Column("CREATED", lambda row: row.created_at),
         Column("BASE", lambda row: row.base),
         Column("REASON", lambda row: row.error.message if row.error else row.waiting_for),
         Column("FILES", lambda row: ", ".join(file.name for file in row.files) or None),
@@ -218,7 +245,12 @@ MODEL: "View[ModelEntry]" = View(
     identity=lambda row: row.id,
     columns=[
         Column("NAME", lambda row: row.id),
-        Column("USABLE", lambda row: "yes" if row.usable else f"no: {row.problem}"),
+        Column(
+            "USABLE",
+            lambda row: "yes" if row.usable else f"no: {row.problem}",
+            lambda row: tables.GOOD if row.usable else tables.BAD,
+            folds=True,
+        ),
         Column("ARCHITECTURE", lambda row: row.architecture),
         Column("SIZE", lambda row: size(row.bytes)),
     ],

@@ -1,16 +1,11 @@
-"""What a watcher sees: one live line on a terminal, plain lines elsewhere."""
-
-import sys
-import time
-from typing import Protocol, Self
+"""Following a job: the messages of its live stream become what a screen shows."""
 
 import httpx2
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from app.cli import live, output
 from app.cli.client import Client
+from app.cli.screens import Screen, number
 from app.domain.errors import LoradError
 from app.domain.evaluations import Evaluation
 from app.domain.events import (
@@ -25,29 +20,14 @@ from app.domain.events import (
 from app.domain.jobs import Job, JobState
 from app.domain.metrics import StepMetrics
 
-_PLAIN_SECONDS = 1.0
 # Weight of the newest step in the mean that the remaining time is computed from.
 _NEWEST_WEIGHT = 0.2
-
-
-class Screen(Protocol):
-    """Where progress goes."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def progress(self, metrics: StepMetrics, *, total: int | None, eta_seconds: float) -> None: ...
-
-    def note(self, message: str) -> None: ...
 
 
 def follow(client: Client, job_id: str, screen: Screen, *, until_paused: bool) -> Job:
     """Show a job until it ends, or until it is paused, and return it as it is then."""
     board = _Board(screen)
-    messages = live.messages(
-        client, job_id, on_lost=lambda reason: screen.note(f"{reason}; connecting again ...")
-    )
+    messages = live.messages(client, job_id, on_lost=board.lose)
     for message in messages:
         try:
             job = board.take(message)
@@ -61,91 +41,6 @@ def follow(client: Client, job_id: str, screen: Screen, *, until_paused: bool) -
     raise AssertionError("a stream ends with `complete`")
 
 
-def screen() -> Screen:
-    """Return what suits standard error."""
-    return BarScreen(Console(stderr=True)) if sys.stderr.isatty() else PlainScreen()
-
-
-class BarScreen:
-    """A bar with the newest measurements behind it; notes scroll above it."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[numbers]}"),
-            console=console,
-        )
-        self._task = self._progress.add_task("step", total=None, numbers="", visible=False)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def progress(self, metrics: StepMetrics, *, total: int | None, eta_seconds: float) -> None:
-        self._progress.update(
-            self._task,
-            completed=metrics.step,
-            total=total,
-            visible=True,
-            numbers=numbers(metrics, eta_seconds),
-        )
-
-    def note(self, message: str) -> None:
-        self._progress.console.print(output.clean(message), markup=False, highlight=False)
-
-
-class PlainScreen:
-    """A line at most every second, for logs and pipes."""
-
-    def __init__(self) -> None:
-        self._printed_at = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def progress(self, metrics: StepMetrics, *, total: int | None, eta_seconds: float) -> None:
-        now = time.monotonic()
-        if metrics.step == total or now - self._printed_at >= _PLAIN_SECONDS:
-            self._printed_at = now
-            output.say(f"step {metrics.step}/{total or '?'}  {numbers(metrics, eta_seconds)}")
-
-    def note(self, message: str) -> None:
-        output.say(output.clean(message))
-
-
-class Silent:
-    """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def progress(self, metrics: StepMetrics, *, total: int | None, eta_seconds: float) -> None:
-        return
-
-    def note(self, message: str) -> None:
-        return
-
-
-def numbers(metrics: StepMetrics, eta_seconds: float) -> str:
-    """Write a step's measurements in one line."""
-    minutes, seconds = divmod(round(eta_seconds), 60)
-    return (
-        f"loss {_number(metrics.loss, 4)}  grad {_number(metrics.grad_norm, 3)}  "
-        f"{metrics.tokens_per_second:.0f} tok/s  ETA {minutes}:{seconds:02d}"
-    )
-
-
 class _Board:
     """Turns messages into what a screen shows, and remembers what the next ones need."""
 
@@ -155,17 +50,29 @@ class _Board:
         self._state: JobState | None = None
         self._step_seconds: float | None = None
         self._newest: StepMetrics | None = None
+        self._is_lost = False
+
+    def lose(self, reason: str) -> None:
+        """Say that the connection is lost; what comes next says that it is back."""
+        self._is_lost = True
+        self._screen.note(f"{reason}; the job goes on, connecting again ...")
 
     def take(self, message: httpx2.ServerSentEvent) -> Job | None:
         """Show a message; return the job when the message is about its state."""
+        if self._is_lost:
+            self._is_lost = False
+            self._screen.note("connected again")
         if message.event in ("state", "complete"):
             return self._show_state(Job.model_validate_json(message.data))
         event = TRAINER_EVENT.validate_json(message.data)
         if isinstance(event, StepEvent):
             self._newest = event.metrics
+            self._screen.remember(event.metrics)
             self._show_newest()
         elif isinstance(event, ReadyEvent):
             self._total = event.total_steps
+        elif isinstance(event, EvaluationEvent):
+            self._screen.evaluation(event.evaluation)
         # The stream begins with all that was before, and then tells the state; a watcher who comes
         # late wants the newest step of that, not its notes.
         if self._state is not None:
@@ -175,6 +82,7 @@ class _Board:
     def _show_state(self, job: Job) -> Job:
         self._total = job.total_steps or self._total
         is_first = self._state is None
+        self._screen.state(job)
         if job.state != self._state:
             self._state = job.state
             self._screen.note(describe(job))
@@ -220,6 +128,18 @@ def describe(job: Job) -> str:
     return line + (f" at step {job.step}/{job.total_steps}" if job.total_steps else "")
 
 
+def summary(job: Job) -> str | None:
+    """Say in a line what came of a job; None where nothing was measured."""
+    facts: list[str] = []
+    if job.loss is not None:
+        facts.append(f"loss {number(job.loss, 4)}")
+    if job.best_eval_loss is not None:
+        facts.append(f"best eval loss {number(job.best_eval_loss, 4)} at step {job.best_step}")
+    if job.started_at is not None and job.finished_at is not None:
+        facts.append(output.duration((job.finished_at - job.started_at).total_seconds()))
+    return ", ".join(facts) or None
+
+
 def _describe_ready(event: ReadyEvent) -> str:
     place = f"from step {event.step}" if event.step else "from the start"
     return (
@@ -231,14 +151,10 @@ def _describe_ready(event: ReadyEvent) -> str:
 def _describe_evaluation(found: Evaluation) -> str:
     place = "the best so far" if found.is_best else f"{found.num_since_best} since the best"
     return (
-        f"evaluation at step {found.step}: loss {_number(found.eval_loss, 4)}, "
+        f"evaluation at step {found.step}: loss {number(found.eval_loss, 4)}, "
         f"{found.token_accuracy:.1%} of the tokens right ({place})"
     )
 
 
 def _is_paused(job: Job) -> bool:
     return job.state == JobState.PAUSED
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "not finite" if value is None else f"{value:.{digits}g}"

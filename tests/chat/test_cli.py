@@ -222,6 +222,8 @@ def test_on_a_wide_terminal_the_answers_stand_side_by_side(
     place.host.script = echo
     terminal = open_terminal(job_id, "--base", "--prompt", "hello")
 
+    # Both answer at once; either may come first.
+    terminal.wait_for("tuned: hello")
     terminal.wait_for("base: hello")
 
     assert re.search(r"tuned: hello +base: hello", terminal.shown)

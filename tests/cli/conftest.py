@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -222,11 +223,12 @@ def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
         if isinstance(body, str)
         else body
     )
-    handler.send_response(answer.status)
-    handler.send_header("content-type", answer.type)
-    handler.send_header("content-length", str(len(content) + (10 if answer.breaks else 0)))
-    for name, value in answer.headers.items():
-        handler.send_header(name, value)
-    handler.end_headers()
-    handler.wfile.write(content)
+    with suppress(ConnectionError):  # a client that gave up waiting
+        handler.send_response(answer.status)
+        handler.send_header("content-type", answer.type)
+        handler.send_header("content-length", str(len(content) + (10 if answer.breaks else 0)))
+        for name, value in answer.headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
     handler.close_connection = True
