@@ -1,8 +1,8 @@
 """The command that compares two jobs: the keys that differ, and what came of it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,8 @@ from app.cli.output import Mode, Output
 from app.cli.tables import Cell, Piece
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from app.domain.jobs import Job
 
 app = typer.Typer()
@@ -30,7 +32,7 @@ def diff(first: _Job, second: _Job, mode: Output = Mode.TABLE) -> None:
 
     with actions.connect() as client:
         jobs = client.job(first), client.job(second)
-    keys = _differences(*(job.spec.model_dump(mode="json") for job in jobs))
+    keys = _differences(jobs)
     figures = {name: [figure(job) for job in jobs] for name, figure in _FIGURES.items()}
     if mode is Mode.JSON:
         ids = [job.id for job in jobs]
@@ -49,21 +51,16 @@ def diff(first: _Job, second: _Job, mode: Output = Mode.TABLE) -> None:
     _draw("FIGURE", titles, {name: list(map(output.clean, two)) for name, two in figures.items()})
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    one, two = dict(_flat(first)), dict(_flat(second))
+def _differences(jobs: Sequence["Job"]) -> "dict[str, list[JsonValue]]":
+    """Return the keys that differ with both values; a key that one job does not have is null."""
+    from app.domain import differences
+
     return {
-        key: [one.get(key), two.get(key)]
-        for key in dict.fromkeys([*one, *two])
-        if one.get(key) != two.get(key)
+        each.key: [
+            None if isinstance(value, differences.Absent) else value for value in each.values
+        ]
+        for each in differences.between([job.spec for job in jobs])
     }
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(cast(Mapping[str, Any], value), f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
 
 
 def _draw(title: str, ids: list[str], rows: Mapping[str, list[str]]) -> None:
