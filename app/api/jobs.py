@@ -6,13 +6,19 @@ from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import PlainTextResponse
 
 from app.api.answering import line_of, while_connected
+from app.api.charts import (
+    METRICS_ANSWERS,
+    MetricsAnswer,
+    Steps,
+    WantedMetrics,
+    metrics_answer,
+)
 from app.api.deps import (
     MAX_INT32,
     MAX_INT64,
     Config,
     Db,
     IdempotencyKey,
-    Include,
     JobAfter,
     JobId,
     Limit,
@@ -20,13 +26,13 @@ from app.api.deps import (
     Reach,
 )
 from app.api.errors import answers, answers_beside_text
-from app.api.schemas import Deleted, Page, page_of, page_of_steps
+from app.api.schemas import Deleted, Page, page_of
 from app.api.strict import StrictRoute
 from app.domain.jobs import Job, JobEvent, JobState
-from app.domain.metrics import StepMetrics
 from app.domain.replays import Verification
 from app.domain.spec import JobSpec
-from app.services import generation, jobs, metrics, output, resume, verifying
+from app.services import charts, generation, jobs, output, resume, verifying
+from app.services.charts import Markers
 from app.services.generation import GenerateBody, Generation
 from app.services.resume import ResumeRequest
 from app.services.verifying import VerifyRequest
@@ -106,27 +112,20 @@ async def generate(
     return await while_connected(request, work)
 
 
-@router.get("/{job_id}/metrics", responses=answers(404))
-def list_metrics(
-    job_id: JobId,
-    db: Db,
-    project: Project,
-    after_step: Annotated[
-        int, Query(ge=0, le=MAX_INT32, description="Only steps past this one.")
-    ] = 0,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="Most steps in the answer.")] = 1000,
-    include: Include = None,
-) -> Page[StepMetrics]:
-    """List step metrics in the order of their steps."""
-    found = metrics.of_job(
-        db,
-        project,
-        job_id,
-        after_step=after_step,
-        limit=limit + 1,
-        superseded=include == "superseded",
-    )
-    return page_of_steps(found, limit)
+@router.get("/{job_id}/metrics", response_model=MetricsAnswer, responses=METRICS_ANSWERS)
+def list_metrics(job_id: JobId, db: Db, project: Project, wanted: WantedMetrics) -> Response:
+    """List step metrics in the order of their steps, or draw a chart of them.
+
+    With `max_points` the current branch comes as a chart: a list per measurement, thinned so that
+    no lowest or highest value is missing. `Accept: text/csv` answers with CSV, a row each step.
+    """
+    return metrics_answer(db, project, job_id, wanted)
+
+
+@router.get("/{job_id}/markers", responses=answers(404))
+def list_markers(job_id: JobId, db: Db, project: Project, steps: Steps) -> Markers:
+    """List what happened at steps: checkpoints, resumes, heals, skipped steps and spikes."""
+    return charts.markers(db, project, job_id, steps)
 
 
 @router.get("/{job_id}/events", responses=answers(404))

@@ -55,6 +55,23 @@ class ApiKeyRow(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class SessionRow(Base):
+    """A browser that signed in, or a link that signs in once."""
+
+    __tablename__ = "sessions"
+
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    # Null came by a link, which whoever runs the service can read.
+    key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
+    is_link: Mapped[bool] = mapped_column(default=False, server_default=false())
+    created_at: Mapped[datetime] = mapped_column(default=db_now())
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime] = mapped_column(default=db_now())
+
+    __table_args__ = (Index("ix_sessions_expiry", "expires_at"),)
+
+
 class DatasetRow(Base):
     __tablename__ = "datasets"
 
@@ -248,6 +265,17 @@ class TrainerEventRow(Base):
     body: Mapped[str] = mapped_column(Text)
 
     __table_args__ = (Index("ix_trainer_events_step", "job_id", "kind", "step"),)
+
+
+class StepRollupRow(Base):
+    """A stretch of the steps of a job's current branch, by the points that stand for it."""
+
+    __tablename__ = "step_rollups"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    level: Mapped[int] = mapped_column(primary_key=True)
+    bucket: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[str] = mapped_column(Text)
 
 
 class CheckpointRow(Base):

@@ -7,6 +7,7 @@ from sqlalchemy import select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.db import rollups
 from app.db.tables import AttemptRow, TrainerEventRow
 from app.domain.evaluations import Evaluation
 from app.domain.events import TRAINER_EVENT, EvaluationEvent, StepEvent, TrainerEvent
@@ -160,6 +161,7 @@ def newest_cursor(session: Session, job_id: str) -> tuple[int, int]:
 
 def supersede(session: Session, job_id: str, *, after_step: int, before_fence: int) -> int:
     """Mark the events of older attempts past a step as left behind; returns how many."""
+    rollups.remove(session, job_id, after_step=after_step)
     result = session.execute(
         update(TrainerEventRow)
         .where(

@@ -19,7 +19,7 @@ from app.domain.events import (
     TrainerEvent,
 )
 from app.domain.runs import AttemptKey
-from app.services import replay
+from app.services import replay, rollups
 from app.services.runs import Claimed, require_owner
 
 
@@ -48,6 +48,7 @@ def store(session: Session, key: AttemptKey, events: Sequence[TrainerEvent]) -> 
     event_queries.insert_many(session, key.job_id, fence=key.fence, attempt=key.attempt, events=new)
     for event in new:
         _record_one(session, key, event)
+    rollups.extend(session, key.job_id, [e.step for e in new if isinstance(e, StepEvent)])
     replay.compare(session, key, new)
 
 

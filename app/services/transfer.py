@@ -21,7 +21,7 @@ from app.domain.exports import EXPORTS_FOLDER
 from app.domain.groups import shown
 from app.domain.model_folder import PICKLE_SUFFIXES
 from app.domain.runs import FINAL_FOLDER, RUN_FILE, attempt_folder, checkpoint_folder, job_folder
-from app.services import catalog
+from app.services import catalog, rollups
 from app.settings import Settings
 
 ROWS_FILE = "rows.json"
@@ -121,6 +121,7 @@ def import_job(db: Database, settings: Settings, source: Path) -> str:
         with db.write() as session:
             _require_free(session, None, manifest.job_id, rows)
             transfer.load(session, DEFAULT_PROJECT, rows)
+            rollups.rebuild(session, manifest.job_id)
     except BaseException:
         for folder in placed:
             shutil.rmtree(folder, ignore_errors=True)
