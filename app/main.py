@@ -36,6 +36,7 @@ from app.services.jobs import Outside
 from app.services.reconcile import Reconciler
 from app.settings import Settings
 from app.stream import LiveReader, LiveStream
+from app.web import problems, site
 
 _DESCRIPTION = """Fine-tune language models with LoRA: submit a job, follow its metrics live,
 resume it from any checkpoint."""
@@ -69,14 +70,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # a redirect has no envelope, and clients drop the body on the way
     )
     app.state.parts = parts
-    errors.install(app)
-    app.add_middleware(Guard, db=db, settings=settings)
+    errors.install(app, problems.of)
+    app.add_middleware(Guard, db=db, settings=settings, page_of=problems.of)
     for module in (plans, jobs, reports, stream, checkpoints, datasets, previews, catalog):
         app.include_router(module.router)
     app.include_router(exports.router)
     app.include_router(fine_tuning.filtered)
     for module in (files, uploads, fine_tuning, models, refused, chat, completions):
         app.include_router(module.router)
+    for router in site.ROUTERS:
+        app.include_router(router)
     return app
 
 

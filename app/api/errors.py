@@ -1,10 +1,11 @@
 """How errors become answers: one envelope, and one table of statuses."""
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
@@ -17,11 +18,15 @@ from app.domain.openai import ids
 
 _log = logging.getLogger(__name__)
 
+# Makes the page that tells an error, with its status; the pages stand above this layer.
+PageOf = Callable[[Request, errors.LoradError, int], Response]
+
 STATUSES: tuple[tuple[type[errors.LoradError], int], ...] = (
     (errors.InvalidInput, 422),
     (errors.TooLarge, 413),
     (errors.Unauthenticated, 401),
     (errors.UntrustedHost, 400),
+    (errors.CrossOrigin, 403),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
     (errors.RateLimited, 429),
@@ -30,6 +35,7 @@ STATUSES: tuple[tuple[type[errors.LoradError], int], ...] = (
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
     413: "invalid_request_error",
@@ -83,7 +89,7 @@ class ErrorEnvelope(BaseModel):
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI declaration of error statuses; those that any route may give are added."""
-    every = sorted({*statuses, 400, 401, 413, 422, 500, 503})
+    every = sorted({*statuses, 400, 401, 403, 413, 422, 500, 503})
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
         for status in every
@@ -102,11 +108,32 @@ def answers_beside_text(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the app an envelope."""
+def install(app: FastAPI, page_of: PageOf) -> None:
+    """Make every error of the app an envelope, but one of a page what `page_of` makes of it."""
+
+    def on_http_exception(request: Request, error: Exception) -> Response:
+        answer = _on_http_exception(request, error)
+        return _as_page(request, answer, page_of) if is_page(request.url.path) else answer
+
     app.add_exception_handler(errors.LoradError, _on_lorad_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, on_http_exception)
+
+
+def is_page(path: str) -> bool:
+    """Tell whether a person looks at what is at a path."""
+    return path in ("/", "/ui") or path.startswith("/ui/")
+
+
+def _as_page(request: Request, answer: JSONResponse, page_of: PageOf) -> Response:
+    found = ErrorEnvelope.model_validate_json(bytes(answer.body)).error
+    remedy = "; see the pages above" if answer.status_code == 404 else ""
+    message = found.message.replace("; see /openapi.json", remedy)
+    error = errors.LoradError(message, param=found.param, code=found.code)
+    shown_page = page_of(request, error, answer.status_code)
+    if "allow" in answer.headers:
+        shown_page.headers["allow"] = answer.headers["allow"]
+    return shown_page
 
 
 def refusal(error: errors.LoradError, path: str) -> JSONResponse:

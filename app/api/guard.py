@@ -7,21 +7,31 @@ from typing import Any
 
 from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import errors
 from app.db.engine import Database
 from app.db.keys import DEFAULT_PROJECT
 from app.domain import ids
-from app.domain.errors import InvalidInput, LoradError, TooLarge, Unauthenticated, UntrustedHost
-from app.services import keys
+from app.domain.errors import (
+    CrossOrigin,
+    InvalidInput,
+    LoradError,
+    TooLarge,
+    Unauthenticated,
+    UntrustedHost,
+)
+from app.services import keys, sessions
 from app.settings import LOOPBACK_HOSTS, Settings
 
 _log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/healthz"})
+OPEN_PATHS = frozenset({"/healthz", "/ui/sign-in"})
+SESSION_COOKIE = "lorad_session"
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Uploads are counted while they are stored, against a limit of their own.
-UPLOAD_PATHS = frozenset({"/datasets", "/v1/files"})
+UPLOAD_PATHS = frozenset({"/datasets", "/v1/files", "/ui/new", "/ui/new/plan"})
 _PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 _MULTIPART_OVERHEAD_BYTES = 65_536
 
@@ -29,8 +39,11 @@ _MULTIPART_OVERHEAD_BYTES = 65_536
 class Guard:
     """ASGI middleware: default deny on every route, documents and streams included."""
 
-    def __init__(self, app: ASGIApp, *, db: Database, settings: Settings) -> None:
+    def __init__(
+        self, app: ASGIApp, *, db: Database, settings: Settings, page_of: errors.PageOf
+    ) -> None:
         self._app = app
+        self._page_of = page_of
         self._db = db
         self._settings = settings
         names = settings.allowed_hosts.split(",")
@@ -45,11 +58,12 @@ class Guard:
         answer = _Stamped(send, request_id)
         try:
             self._check_host(scope)
+            _check_origin(scope)
             await self._check_key(scope)
             _check_encoding(scope)
             limited = _limited(receive, self._limit(scope), Headers(scope=scope))
         except LoradError as error:
-            await errors.refusal(error, scope["path"])(scope, receive, answer)
+            await self._refusal(error, scope)(scope, receive, answer)
             return
         try:
             await self._app(scope, limited, answer)
@@ -58,6 +72,11 @@ class Guard:
             if answer.has_started:
                 raise
             await errors.fault(request_id)(scope, receive, answer)
+
+    def _refusal(self, error: LoradError, scope: Scope) -> ASGIApp:
+        if errors.is_page(scope["path"]):
+            return self._page_of(Request(scope), error, errors.status_of(error))
+        return errors.refusal(error, scope["path"])
 
     def _check_host(self, scope: Scope) -> None:
         host = _host_name(Headers(scope=scope).get("host", ""))
@@ -76,6 +95,10 @@ class Guard:
     def _project_of(self, presented: str | None, scope: Scope) -> str:
         if presented is not None and not self._is_placeholder(scope):
             return keys.authenticate(self._db, self._settings, presented)
+        signed_in = _session_token(scope)
+        session = None if signed_in is None else sessions.find(self._db, signed_in)
+        if session is not None:
+            return session.project_id
         if keys.are_required(self._db):
             raise Unauthenticated(
                 "an API key is needed: send Authorization: Bearer lorad_...; `lorad keys create` on"
@@ -95,6 +118,30 @@ class Guard:
         if scope["path"] in UPLOAD_PATHS or _PART_PATH.fullmatch(scope["path"]):
             return self._settings.max_upload_bytes + _MULTIPART_OVERHEAD_BYTES
         return self._settings.max_body_bytes
+
+
+def _check_origin(scope: Scope) -> None:
+    """Refuse changes that a page of another host asks a browser for.
+
+    Raises:
+        CrossOrigin: The browser says that it is on another host, port or scheme included.
+    """
+    if scope["method"] in _SAFE_METHODS:
+        return
+    headers = Headers(scope=scope)
+    origin, host = headers.get("origin"), headers.get("host", "").lower()
+    is_foreign = headers.get("sec-fetch-site", "") == "cross-site"
+    if origin is not None:
+        is_foreign = is_foreign or origin.lower().partition("://")[2] != host
+    if is_foreign:
+        raise CrossOrigin(
+            f"a page of {(origin or 'another site')[:80]!r} asked for this change, and only pages"
+            f" of {host[:80]!r} may; open the page of lorad itself, or leave out the Origin header"
+        )
+
+
+def _session_token(scope: Scope) -> str | None:
+    return Request(scope).cookies.get(SESSION_COOKIE)
 
 
 def _check_encoding(scope: Scope) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
@@ -15,17 +15,22 @@ from app.domain.strict_json import DuplicateKey, unique_keys
 
 
 class StrictRoute(APIRoute):
-    """A route that takes only the query parameters it declares, and JSON read strictly."""
+    """A route that takes only the query parameters it declares, and JSON read strictly.
+
+    A parameter that is declared as a list may come several times, any other one once.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         known = sorted(_query_names(self.dependant))
         integers = _integer_names(self.dependant)
+        lists = _list_names(self.dependant)
         takes_a_body = bool(self.dependant.body_params)
 
         async def checked(request: Request) -> Response:
             given = [name for name, _ in request.query_params.multi_items()]
-            require_known(given, known, what="parameter")
+            once = [name for name in given if name not in lists]
+            require_known(once, known, what="parameter")
             for name in integers & set(given):
                 _require_plain(name, request.query_params[name])
             strict = _StrictRequest(request.scope, request.receive)
@@ -86,6 +91,19 @@ def _integer_names(dependant: Dependant) -> set[str]:
         if cast(object, field.field_info.annotation) in (int, int | None)
     }
     return own.union(*(_integer_names(each) for each in dependant.dependencies))
+
+
+def _list_names(dependant: Dependant) -> set[str]:
+    own = {
+        field.alias
+        for field in dependant.query_params
+        if list in {get_origin(each) for each in _alternatives(field.field_info.annotation)}
+    }
+    return own.union(*(_list_names(each) for each in dependant.dependencies))
+
+
+def _alternatives(annotation: object) -> tuple[object, ...]:
+    return (annotation, *get_args(annotation))
 
 
 def _require_plain(name: str, text: str) -> None:

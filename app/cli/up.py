@@ -174,11 +174,20 @@ def _start(settings: "Settings", children: list[Child], stop: _Stop) -> None:
     at = "" if settings.port == 8000 else f"LORAD_API_URL={url} "
     lorad = _command()
     output.say(f"lorad is up: {settings.slots} slot(s), home {settings.home}")
+    output.say(f"  the dashboard    {url}{_dashboard(settings)}")
     output.say(f"  the whole API    {url}/openapi.json")
     output.say(f"  add a model      {lorad} models add smollm2 --home {settings.home}")
     output.say(f"  submit a job     {at}{lorad} submit examples/quickstart.yaml --watch")
     output.say(f"  list jobs        {at}{lorad} ls")
     output.say("Ctrl-C drains: running jobs save and go on at the next start.")
+
+
+def _dashboard(settings: "Settings") -> str:
+    """Return the path of the pages; where a key is needed, one that signs in once."""
+    from app.cli import database
+
+    link = database.sign_in_link(settings)
+    return "/ui/jobs" if link is None else f"/ui/sign-in?once={link}"
 
 
 def _command() -> str:

@@ -45,6 +45,12 @@ class UntrustedHost(LoradError):
     default_code = "untrusted_host"
 
 
+class CrossOrigin(LoradError):
+    """A browser was on a page of another host when it asked for a change."""
+
+    default_code = "cross_origin"
+
+
 class NotFound(LoradError):
     default_code = "not_found"
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from app.db.engine import Database
@@ -12,6 +13,7 @@ from app.domain.jobs import JobState
 from app.main import create_app
 from app.services import keys
 from app.settings import Settings
+from app.web import site
 from tests.api.answers import refusal
 from tests.services.driver import Driver
 
@@ -40,13 +42,38 @@ def test_without_a_key_every_route_and_document_but_healthz_is_closed(
         place = path.replace("{job_id}", job_id)
         answer = client.request(method, re.sub(r"{\w+}", "1", place))
         if answer.status_code == 401:
-            refusal(answer, 401)
+            if path != "/":  # that one is a page, which asks for the key
+                refusal(answer, 401)
             closed.append(f"{method} {path}")
 
     assert len(operations) > 20
     assert len(closed) == len(operations) + len(documents) - 1
     assert "get /healthz" not in closed
     assert driver.job(job_id).state == "queued"
+
+
+def test_without_a_key_every_page_and_file_asks_for_one_and_shows_nothing_else(
+    client: TestClient, secret: str, driver: Driver
+):
+    job_id = driver.submit()
+    routes = [
+        (method, re.sub(r"{[\w:]+}", "1", route.path.replace("{job_id}", job_id)))
+        for router in site.ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    ]
+
+    answers = {each: client.request(*each, follow_redirects=False) for each in routes}
+
+    assert len(routes) > 8
+    open_ones = {path for (_, path), answer in answers.items() if answer.status_code != 401}
+    assert open_ones == set()
+    for answer in answers.values():
+        assert "Sign in to lorad" in answer.text
+        assert job_id not in answer.text.replace(f"/ui/jobs/{job_id}", "")
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert client.get("/ui/jobs", headers=bearer(secret)).status_code == 200
 
 
 @pytest.mark.parametrize(
