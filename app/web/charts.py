@@ -4,17 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import StreamingResponse
 
-from app.api.deps import MAX_INT32, Config, Db, JobId, Project
+from app.api.deps import MAX_INT32, Db, JobId, Project
 from app.db.engine import Database
 from app.domain.errors import InvalidInput
 from app.domain.jobs import Job
-from app.services import charts, curves, jobs
+from app.services import charts, curves
 from app.services.charts import Range
 from app.services.curves import Curves
-from app.web import render
 from app.web.routing import PageRoute
 
 router = APIRouter(prefix="/ui", include_in_schema=False, route_class=PageRoute)
@@ -51,18 +50,6 @@ def _view(
 
 
 ChartView = Annotated[View, Depends(_view)]
-
-
-@router.get("/jobs/{job_id}/curves")
-def curves_page(
-    request: Request, db: Db, config: Config, project: Project, job_id: JobId, view: ChartView
-) -> HTMLResponse:
-    """Show the curves of a job, and some of their points as a table."""
-    job = jobs.get(db, config, project, job_id)
-    found = of_job(db, project, job_id)
-    return render.page(
-        request, "charts/curves.html", active="jobs", job=job, charts=found, view=view
-    )
 
 
 @router.get("/jobs/{job_id}/curves.json")

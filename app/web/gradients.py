@@ -13,7 +13,7 @@ from app.domain.errors import NotFound
 from app.domain.gradient_flow import GradientFlow, MatrixFlow, MatrixState
 from app.domain.jobs import Job
 from app.services import jobs, reports
-from app.web import render
+from app.web.job import frame
 from app.web.routing import PageRoute
 
 router = APIRouter(prefix="/ui", include_in_schema=False, route_class=PageRoute)
@@ -78,7 +78,7 @@ def gradients_page(
     """Show the gradient of every layer at every sampled step."""
     job = jobs.get(db, config, project, job_id)
     flow = of_job(db, project, job, module)
-    return render.page(request, "charts/gradients_page.html", active="jobs", job=job, flow=flow)
+    return frame.page(request, job, "gradients", "charts/gradients_page.html", flow=flow)
 
 
 @router.get("/jobs/{job_id}/gradients.json")

@@ -81,7 +81,6 @@ def jobs_page(
         states=list(JobState),
         is_first=after is None,
         num_all=sum(table.counts.values()),
-        tab=tab(table.counts),
         more=view.query(after=ids[-1]) if table.has_more else None,
         live=view.query(since=table.newest or "") + "".join(f"&id={job_id}" for job_id in ids),
         workers=catalog.list_workers(db, config),

@@ -148,14 +148,26 @@ def _pairs_text(pairs: Mapping[str, object]) -> str:
 
 def texts_of(spec: JobSpec) -> dict[str, str]:
     """Return what to fill in to get a job like another: its keys that differ from the defaults."""
+    return {path: text_of(value) for path, value in _differing(spec)}
+
+
+def keys_of(spec: JobSpec) -> dict[str, Any]:
+    """Return the keys of a spec that differ from the defaults, as JSON has them."""
+    found: dict[str, Any] = {}
+    for path, value in _differing(spec):
+        group, _, key = path.rpartition(".")
+        place = found.setdefault(group, {}) if group else found
+        place[key] = value
+    return found
+
+
+def _differing(spec: JobSpec) -> Iterator[tuple[str, Any]]:
     whole = spec.model_dump(mode="json")
-    texts: dict[str, str] = {}
     for field in fields():
         group, _, key = field.path.rpartition(".")
-        text = text_of(whole[group][key] if group else whole[key])
-        if text != field.default:
-            texts[field.path] = text
-    return texts
+        value = whole[group][key] if group else whole[key]
+        if text_of(value) != field.default:
+            yield field.path, value
 
 
 def given(texts: Mapping[str, str]) -> dict[str, Any]:

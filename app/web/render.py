@@ -54,4 +54,5 @@ def _environment() -> Environment:
     environment.filters.update(formats.FILTERS)
     environment.globals["static"] = static_url  # pyright: ignore[reportArgumentType]
     environment.globals["face"] = states.face  # pyright: ignore[reportArgumentType]
+    environment.globals["meaning"] = states.meaning  # pyright: ignore[reportArgumentType]
     return environment

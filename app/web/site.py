@@ -5,7 +5,6 @@ from app.web import (
     compare,
     gradients,
     home,
-    job,
     jobs,
     live,
     new_job,
@@ -15,13 +14,17 @@ from app.web import (
     static_files,
     token_preview,
 )
+from app.web.job import actions, overview
+from app.web.job import live as job_live
 
 ROUTERS = (
     home.router,
     sign_in.router,
     jobs.router,
     live.router,
-    job.router,
+    overview.router,
+    actions.router,
+    job_live.router,
     settings.router,
     static_files.router,
     charts.router,

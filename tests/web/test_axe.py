@@ -23,7 +23,7 @@ PAGES = (
     "/ui/playground",
     "/ui/sign-in",
 )
-PAGES_OF_A_JOB = ("/ui/jobs/{id}", "/ui/jobs/{id}/curves", "/ui/jobs/{id}/gradients")
+PAGES_OF_A_JOB = ("/ui/jobs/{id}", "/ui/jobs/{id}/gradients")
 _RUN = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
   .filter((each) => ['serious', 'critical'].includes(each.impact))
   .map((each) => `${each.id}: ${each.nodes.slice(0, 3).map((node) => node.html).join(' | ')}`)"""

@@ -111,7 +111,7 @@ def test_points_arrive_live_and_a_resume_leaves_one_line_with_a_seam(
 ):
     watched.allowed = ("ERR_",)  # the server goes away and comes back
     job_id = start_training(site, tiny_llama)
-    page = visit(f"/ui/jobs/{job_id}/curves")
+    page = visit(f"/ui/jobs/{job_id}")
     assert "No points yet" in page.content()
     page.evaluate("window.isSamePage = true")
 
@@ -152,7 +152,7 @@ def test_points_arrive_live_and_a_resume_leaves_one_line_with_a_seam(
 def test_a_zoom_asks_for_finer_points_and_the_way_back_is_the_browsers(
     long_job: str, visit: Callable[..., Page]
 ):
-    page = visit(f"/ui/jobs/{long_job}/curves")
+    page = visit(f"/ui/jobs/{long_job}")
     before = shown(page)["data"]["step"]
     assert len(before) <= 2000
     box = page.locator("figure .u-over").first.bounding_box()
@@ -177,7 +177,7 @@ def test_a_zoom_asks_for_finer_points_and_the_way_back_is_the_browsers(
 def test_what_is_not_finite_and_what_sticks_out_survive_thinning(
     long_job: str, visit: Callable[..., Page]
 ):
-    page = visit(f"/ui/jobs/{long_job}/curves?log=1&x=tokens&smooth=0.9")
+    page = visit(f"/ui/jobs/{long_job}?log=1&x=tokens&smooth=0.9")
 
     held = shown(page)
 
@@ -195,7 +195,7 @@ def test_what_is_not_finite_and_what_sticks_out_survive_thinning(
 def test_the_scheme_the_size_and_the_keys_change_the_picture(
     long_job: str, visit: Callable[..., Page]
 ):
-    page = visit(f"/ui/jobs/{long_job}/curves", viewport={"width": 360, "height": 800})
+    page = visit(f"/ui/jobs/{long_job}", viewport={"width": 360, "height": 800})
     shown(page)
     until(page, "document.querySelector('figure output').value !== ''")
     light = picture(page)
@@ -220,7 +220,7 @@ def test_the_scheme_the_size_and_the_keys_change_the_picture(
 def test_a_chart_can_be_saved_as_a_picture_and_as_csv(
     site: Site, long_job: str, visit: Callable[..., Page], tmp_path: Path
 ):
-    page = visit(f"/ui/jobs/{long_job}/curves")
+    page = visit(f"/ui/jobs/{long_job}")
     shown(page)
 
     with page.expect_download() as saved:
@@ -237,7 +237,7 @@ def test_a_chart_can_be_saved_as_a_picture_and_as_csv(
 
 
 def test_without_scripts_there_are_tables(site: Site, long_job: str):
-    curves = site.http.get(f"/ui/jobs/{long_job}/curves").text
+    curves = site.http.get(f"/ui/jobs/{long_job}").text
     flow = site.http.get(f"/ui/jobs/{long_job}/gradients").text
 
     assert "not finite" in curves
@@ -248,7 +248,7 @@ def test_without_scripts_there_are_tables(site: Site, long_job: str):
 
 @pytest.mark.parametrize("query", ["x=miles", "smooth=2", "log=2", "colour=red", "from=9&to=3"])
 def test_a_view_that_there_is_not_is_refused_by_name(site: Site, long_job: str, query: str):
-    answer = site.http.get(f"/ui/jobs/{long_job}/curves?{query}")
+    answer = site.http.get(f"/ui/jobs/{long_job}?{query}")
 
     assert answer.status_code == 422
     assert query.split("=")[0] in answer.text

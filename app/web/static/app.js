@@ -7,6 +7,8 @@
 //                          Returns a function that ends it.
 //   connection(text)       Say how the connection is; '' when there is nothing to say.
 //
+// data-follow names a stream of parts: what is in the element of an id. Where parts of that have
+// data-live, only those of them that changed are put in, so that focus and marks stay.
 // data-copy makes a button copy its value, or the text of the element that "#id" names.
 
 const title = document.title;
@@ -79,6 +81,31 @@ function subscribe(url, handlers, cursor) {
   addEventListener('pagehide', () => stop.abort(), { once: true });
   return () => stop.abort();
 }
+
+let stop;
+
+// Again after a filter has put another table in the place of this one.
+function follow() {
+  stop?.();
+  const place = document.querySelector('[data-follow]');
+  stop = place && subscribe(place.dataset.follow, {
+    tab({ kind, text }) { setStatus(kind, text); },
+    gone({ id }) { document.querySelector(`#line-${id}`)?.classList.add('quiet'); },
+    part({ id, html }) {
+      const old = document.getElementById(id);
+      const made = document.createElement('template');
+      made.innerHTML = html;
+      const cells = made.content.querySelectorAll('[data-live]');
+      if (!cells.length) old?.replaceChildren(made.content);
+      old?.querySelectorAll('[data-live]').forEach((cell, index) => {
+        if (cells[index] && cell.innerHTML !== cells[index].innerHTML) cell.replaceWith(cells[index]);
+      });
+    },
+  });
+}
+
+follow();
+document.addEventListener('htmx:after:swap', follow);
 
 document.addEventListener('click', async ({ target }) => {
   const button = target.closest?.('[data-copy]');

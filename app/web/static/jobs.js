@@ -1,39 +1,4 @@
-// The page of all jobs: lines change in place, and keys move through them.
-
-const { setStatus, subscribe } = window.lorad;
-let stop;
-
-// Again after the filter has put another table in the place of this one.
-function follow() {
-  stop?.();
-  const table = document.querySelector('#jobs');
-  if (!table) return;
-  setStatus(table.dataset.kind, table.dataset.text);
-  stop = subscribe(table.dataset.live, {
-    line({ id, html }) {
-      const old = document.querySelector(`#line-${id}`);
-      const made = document.createElement('template');
-      made.innerHTML = html;
-      const cells = made.content.querySelectorAll('[data-live]');
-      // Only cells that can hold neither focus nor a mark.
-      old?.querySelectorAll('[data-live]').forEach((cell, index) => {
-        if (cell.innerHTML !== cells[index].innerHTML) cell.replaceWith(cells[index]);
-      });
-    },
-    gone({ id }) { document.querySelector(`#line-${id}`)?.classList.add('quiet'); },
-    counts({ kind, text }) { setStatus(kind, text); },
-    news({ count }) {
-      const link = document.createElement('a');
-      link.href = table.dataset.fresh;
-      link.textContent = count === 1 ? '1 new job: show' : `${count} new jobs: show`;
-      document.querySelector('#news').replaceChildren(...(count ? [link] : []));
-    },
-    workers({ html }) { document.querySelector('#workers').innerHTML = html; },
-  });
-}
-
-follow();
-document.addEventListener('htmx:after:swap', follow);
+// The page of all jobs: keys move through them.
 
 const links = () => [...document.querySelectorAll('#jobs th a')];
 
