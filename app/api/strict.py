@@ -8,6 +8,7 @@ from typing import Any, cast, get_args, get_origin
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from app.domain.errors import InvalidInput
 from app.domain.groups import nearest, shown
@@ -34,9 +35,12 @@ class StrictRoute(APIRoute):
             for name in integers & set(given):
                 _require_plain(name, request.query_params[name])
             strict = _StrictRequest(request.scope, request.receive)
-            if not takes_a_body:
-                _refuse_body(await strict.body())
-            return await handle(strict)
+            try:
+                if not takes_a_body:
+                    _refuse_body(await strict.body())
+                return await handle(strict)
+            except ClientDisconnect:
+                return Response(status_code=499)  # nobody reads it
 
         return checked
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 # Read elsewhere: by the client, and by tests.
-_NO_SETTINGS = ("LORAD_API_URL", "LORAD_API_KEY", "LORAD_FAILPOINTS", "LORAD_REQUIRE_POSTGRES")
+_NO_SETTINGS = (
+    "LORAD_API_URL",
+    "LORAD_API_KEY",
+    "LORAD_FAILPOINTS",
+    "LORAD_REQUIRE_POSTGRES",
+    "LORAD_REQUIRE_BROWSER",
+)
 
 
 def _folder(text: str) -> Path:

@@ -1,6 +1,7 @@
 """Addresses, cursors, numbers and methods that make no sense are refused, never a fault."""
 
 import json
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -192,7 +193,7 @@ UNKNOWN_PARAMETERS = [
     ("/jobs", "\ud800", "unknown parameter"),
     ("/datasets", "project", "valid keys: after, limit"),
     ("/models", "limit", "there is no parameter here"),
-    ("/metrics", "max_points", "valid keys: after_step, include, limit"),
+    ("/metrics", "max_point", "did you mean max_points?"),
     ("/stream", "last_event_id", "there is no parameter here"),
     ("/checkpoints/1/pin", "pined", "did you mean pinned?"),
 ]
@@ -243,8 +244,8 @@ def test_an_answer_names_the_first_problems_of_many(client: TestClient):
     assert "the first of 60001 problems" in error["message"]
 
 
-def test_the_address_of_the_api_itself_is_no_slash_too_many(client: TestClient):
-    assert "slash" not in refusal(client.get("/"), 404)["message"]
+def test_the_address_alone_leads_to_the_pages_and_a_slash_too_many_is_told(client: TestClient):
+    assert client.get("/", follow_redirects=False).headers["location"] == "/ui/jobs"
     assert "slash" in refusal(client.get("/jobs/"), 404)["message"]
 
 
@@ -276,3 +277,35 @@ def test_a_conversation_to_continue_is_read_strictly(
 
     assert error["param"] == param
     assert "Unexpected keyword" not in error["message"]
+
+
+def test_a_client_that_goes_before_its_request_is_read_is_no_fault(client: TestClient):
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": "GET",
+        "path": "/jobs",
+        "raw_path": b"/jobs",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1:8000")],
+        "root_path": "",
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+    }
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        await client.app({**scope, "state": client.app_state}, receive, send)
+
+    assert client.portal is not None
+    client.portal.call(ask)
+
+    assert all(each.get("status") != 500 for each in sent)

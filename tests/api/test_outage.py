@@ -84,6 +84,7 @@ def test_a_database_without_tables_says_what_to_run(
     make_client: Callable[..., TestClient], driver: Driver
 ):
     client = make_client()
+    driver.sql("DROP TABLE sessions")
     driver.sql("DROP TABLE api_keys")
 
     for path in ("/readyz", "/jobs"):

@@ -98,9 +98,9 @@ def site(
         service.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium."""
+    """The system's Chromium; Playwright's event loop runs as long, in which no other one can."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         assert os.environ.get("LORAD_REQUIRE_BROWSER") != "1", "chromium is not installed"
