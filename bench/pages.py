@@ -85,8 +85,9 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     migrate.upgrade(settings.sqlalchemy_url)
     database = Database(settings.sqlalchemy_url)
     driver = Driver(database, Outside(settings, FakeDoorbell(), FakeStream()))
-    rows = [fill(driver, steps) for steps in given.steps]
-    house = fill_house(driver, given.jobs)
+    worker_id = driver.worker()
+    rows = [fill(driver, worker_id, steps) for steps in given.steps]
+    house = fill_house(driver, worker_id, given.jobs)
     database.close()
     with served(settings) as base_url:
         paint = painter(base_url)
@@ -107,14 +108,14 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def fill(driver: Any, steps: int) -> dict[str, Any]:
+def fill(driver: Any, worker_id: str, steps: int) -> dict[str, Any]:
     """Make a job of so many steps that ended with an error."""
     from app.domain.jobs import JobState
     from app.services import rollups
 
     job_id = driver.submit(name=f"{steps:,} steps", training={"max_steps": steps})
     started = time.perf_counter()
-    run = driver.claimed()
+    run = driver.claimed(worker_id)
     for rows in pieces(driver, run, steps):
         insert(driver, rows)
     driver.sql("UPDATE jobs SET step = :n, total_steps = :n WHERE id = :id", n=steps, id=job_id)
@@ -131,14 +132,14 @@ def fill(driver: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def fill_house(driver: Any, num_jobs: int) -> dict[str, Any]:
+def fill_house(driver: Any, worker_id: str, num_jobs: int) -> dict[str, Any]:
     """Make short jobs that succeeded, each with some steps."""
     from app.domain.jobs import JobState
 
     started = time.perf_counter()
     for number in range(num_jobs):
         driver.submit(name=f"job {number}", training={"max_steps": 40})
-        run = driver.claimed()
+        run = driver.claimed(worker_id)
         insert(driver, next(pieces(driver, run, 40)))
         values = {"loss": 1 + number % 97 / 97, "id": run.job_id}
         driver.sql(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.db.tables import JobRow, TrainerEventRow
@@ -83,17 +83,14 @@ def num_newer(session: Session, project_id: str, wanted: Filter, job_id: str) ->
 
 
 def measured(
-    session: Session, places: Sequence[tuple[str, int]]
-) -> Mapping[tuple[str, int], Mapping[str, Any]]:
-    """Return what was measured at some steps, by job and step; a step without a row is left out."""
-    if not places:
-        return {}
-    own = (TrainerEventRow.job_id, TrainerEventRow.kind, TrainerEventRow.step)
-    wanted = [(job_id, "step", step) for job_id, step in places]
-    query = select(TrainerEventRow.job_id, TrainerEventRow.step, TrainerEventRow.body).where(
-        tuple_(*own).in_(wanted), TrainerEventRow.superseded.is_(False)
+    session: Session, job_id: str, steps: Sequence[int]
+) -> Mapping[int, Mapping[str, Any]]:
+    """Return what was measured at some steps of a job; a step without a row is left out."""
+    row = TrainerEventRow
+    query = select(row.step, row.body).where(
+        row.job_id == job_id, row.kind == "step", row.step.in_(steps), row.superseded.is_(False)
     )
-    return {(job_id, step): json.loads(body) for job_id, step, body in session.execute(query)}
+    return {step: json.loads(body) for step, body in session.execute(query)}
 
 
 def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:

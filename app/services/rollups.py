@@ -145,12 +145,13 @@ def _read_steps(
     course = before.course if before else Course()
     after = before.end if before else 0
     while after < last:
+        limit = min(_MOST_STEPS, last - after)
         found = event_queries.metrics(
-            session, job_id, after_step=after, limit=_MOST_STEPS, superseded=False
+            session, job_id, after_step=after, limit=limit, superseded=False
         )
         points, spikes = _advance(course, (each for each in found if each.step <= last))
         # Those before `first` were read for the sums.
         yield [each for each in points if each.step >= first], [s for s in spikes if s >= first]
-        if len(found) < _MOST_STEPS:
+        if len(found) < limit:
             return
         after = found[-1].step

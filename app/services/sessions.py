@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from app.db import sessions as session_queries
 from app.db.engine import Database
 from app.db.keys import DEFAULT_PROJECT
-from app.db.sessions import BrowserSession
-from app.domain.errors import Unauthenticated
+from app.db.sessions import PUBLIC_ID_LENGTH, BrowserSession
+from app.domain.errors import NotFound, Unauthenticated
 from app.services import keys
 from app.settings import Settings
 
@@ -84,6 +84,27 @@ def list_all(db: Database, project_id: str) -> Sequence[BrowserSession]:
 def sign_out(db: Database, token: str) -> None:
     with db.write() as session:
         session_queries.remove(session, _hash(token))
+
+
+def public_id(token: str) -> str:
+    """Return what names the session of a cookie in lists; it tells nothing of the token."""
+    return _hash(token)[:PUBLIC_ID_LENGTH]
+
+
+def end(db: Database, project_id: str, session_id: str) -> None:
+    """End one session by its public id.
+
+    Raises:
+        NotFound: The project has no such session, or it has ended.
+    """
+    with db.write() as session:
+        listed = session_queries.list_all(session, project_id)
+        found = [each.token_hash for each in listed if each.id == session_id]
+        for token_hash in found:
+            session_queries.remove(session, token_hash)
+    if not found:
+        message = "there is no such session, or it has ended; see the list on the page of settings"
+        raise NotFound(message, param="session_id")
 
 
 def sign_out_everywhere(db: Database, project_id: str) -> None:

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from app.domain import consistency, faults
 from app.domain.errors import InvalidInput
 from app.domain.groups import Group, NotBuilt
+from app.domain.presets import PRESETS
 from app.domain.spec import GROUPS, JobSpec
 
 # The fields that stand before "Advanced"; the data set is chosen or uploaded there.
@@ -47,6 +48,11 @@ class Field:
     @property
     def label(self) -> str:
         return self.path.rpartition(".")[2]
+
+    @property
+    def takes_null(self) -> bool:
+        """Whether the text `null` stands for none; where empty says that, it is a text like any."""
+        return self.is_nullable and not (self.kind in ("text", "long") and self.default == "null")
 
 
 @dataclass(frozen=True)
@@ -163,11 +169,24 @@ def keys_of(spec: JobSpec) -> dict[str, Any]:
 
 def _differing(spec: JobSpec) -> Iterator[tuple[str, Any]]:
     whole = spec.model_dump(mode="json")
+    filled = _filled(spec)
     for field in fields():
         group, _, key = field.path.rpartition(".")
         value = whole[group][key] if group else whole[key]
-        if text_of(value) != field.default:
+        is_text = value is not None and not field.takes_null and field.default == "null"
+        is_other = text_of(value) != field.default or is_text
+        # A default that was written beside a preset has to be written again: it wins over that.
+        if is_other or filled.get(field.path, value) != value:
             yield field.path, value
+
+
+def _filled(spec: JobSpec) -> Mapping[str, Any]:
+    """Return what the preset of a spec puts where nothing is written, by dotted path."""
+    if spec.preset is None:
+        return {}
+    keys = {"target_modules", "r", "lora_alpha"}
+    filled = PRESETS[spec.preset].model_dump(mode="json", include=keys, exclude_none=True)
+    return {f"lora.{key}": value for key, value in filled.items()}
 
 
 def given(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -189,7 +208,7 @@ def given(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(field: Field, text: str) -> Any:
-    if field.is_nullable and text == "null":
+    if field.takes_null and text == "null":
         return None
     if field.kind == "list":
         return _list(field, text)

@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response
@@ -23,19 +25,9 @@ from app.web.sign_in import keep
 
 router = APIRouter(prefix="/ui/settings", include_in_schema=False, route_class=PageRoute)
 
-_PACKAGES = (
-    "fastapi",
-    "starlette",
-    "uvicorn",
-    "jinja2",
-    "pydantic",
-    "sqlalchemy",
-    "alembic",
-    "celery",
-    "redis",
-    "typer",
-    "rich",
-)
+# A requirement as a package states it: name, extras in brackets, and a marker behind a semicolon.
+_REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?")
+_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
 
 @router.get("")
@@ -71,6 +63,13 @@ def revoke_key(db: Db, project: Project, key_id: str) -> RedirectResponse:
     return RedirectResponse("/ui/settings", status_code=303)
 
 
+@router.post("/sessions/{session_id}/end")
+def end_session(db: Db, project: Project, session_id: str) -> RedirectResponse:
+    """Sign one browser out."""
+    sessions.end(db, project, session_id)
+    return RedirectResponse("/ui/settings", status_code=303)
+
+
 @router.post("/sign-out-everywhere")
 def sign_out_everywhere(db: Db, project: Project) -> RedirectResponse:
     """End every session of the project."""
@@ -96,7 +95,7 @@ def _page(
         keys_are_required=keys.are_required(db),
         keys=[key for key in keys.list_all(db) if key.project_id == project],
         sessions=sessions.list_all(db, project),
-        is_session=SESSION_COOKIE in request.cookies,
+        own=sessions.public_id(request.cookies.get(SESSION_COOKIE, "")),
         workers=catalog.list_workers(db, config),
         disk=storage.disk(config),
         usage=storage.usage(config),
@@ -108,7 +107,7 @@ def _page(
             "Database": db.url.get_backend_name(),
         },
         vendored=vendored(),
-        packages=_packages(),
+        packages=packages(),
     )
 
 
@@ -117,17 +116,48 @@ def vendored() -> Sequence[Mapping[str, Any]]:
     return json.loads((render.STATIC / "vendor" / "vendor.lock.json").read_text("utf-8"))["files"]
 
 
-def _packages() -> Sequence[tuple[str, str, str]]:
-    """Return name, version and licence of what this process stands on."""
-    found: list[tuple[str, str, str]] = []
-    for name in _PACKAGES:
-        about = importlib.metadata.metadata(name)
-        named = [
-            each.rpartition(" :: ")[2]
-            for each in about.get_all("Classifier") or []
-            if each.startswith("License ::")
-        ]
-        fields = [each for each in ("License-Expression", "License") if each in about]
-        licence = about[fields[0]] if fields else ", ".join(named)
-        found.append((name, about["Version"], licence.partition("\n")[0][:60] or "see its files"))
-    return found
+@lru_cache
+def packages() -> Sequence[tuple[str, str, str]]:
+    """Return name, version and licence of everything that the service stands on, by name."""
+    found: dict[str, tuple[str, str, str]] = {}
+    seen: set[tuple[str, frozenset[str]]] = set()
+    left = [("lorad", frozenset[str]())]
+    while left:
+        name, extras = left.pop()
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        if (key, extras) in seen:
+            continue
+        seen.add((key, extras))
+        try:
+            package = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # for another system or another Python
+        found[key] = (package.metadata["Name"], package.version, _licence(package.metadata))
+        left += _requirements(package, extras)
+    del found["lorad"]
+    return sorted(found.values(), key=lambda each: each[0].lower())
+
+
+def _requirements(
+    package: importlib.metadata.Distribution, extras: frozenset[str]
+) -> Iterator[tuple[str, frozenset[str]]]:
+    for text in package.requires or []:
+        required, _, marker = text.partition(";")
+        wanted = _EXTRA.findall(marker)
+        match = _REQUIREMENT.match(required)
+        if match and (not wanted or extras & set(wanted)):
+            own = {each.strip() for each in (match[2] or "").split(",")} - {""}
+            yield match[1], frozenset(own)
+
+
+def _licence(about: importlib.metadata.PackageMetadata) -> str:
+    names = ("License-Expression", "License")
+    stated = next((about[name] for name in names if name in about), "")
+    classified = [
+        each.rpartition(" :: ")[2]
+        for each in about.get_all("Classifier") or []
+        if each.startswith("License ::")
+    ]
+    # Some put the whole text of their licence there; its name is among the classifiers then.
+    is_name = stated and "\n" not in stated and len(stated) <= 60
+    return (stated if is_name else ", ".join(classified)) or stated[:60].strip() or "see its files"

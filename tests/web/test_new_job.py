@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,61 @@ def test_a_job_comes_through_the_form_as_it_was(driver: Driver):
     assert "training.max_grad_norm" not in texts
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "minimal", "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}},
+        {"preset": "full-attention"},
+        {"name": "null"},
+    ],
+)
+def test_a_default_written_beside_a_preset_and_a_text_null_are_copied(
+    driver: Driver, client: TestClient, changes: dict[str, Any]
+):
+    job_id = driver.submit(**changes)
+    form = Filled(client.get("/ui/new", params={"from": job_id}).text)
+
+    answer = client.post("/ui/new", data=form.values, follow_redirects=False)
+
+    assert answer.status_code == 303, answer.text
+    made = answer.headers["location"].rpartition("/")[2]
+    assert made != job_id
+    assert driver.job(made).spec == driver.job(job_id).spec
+
+
+class Filled(HTMLParser):
+    """The values that a browser without scripts sends of the page's form."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.values: dict[str, str] = {}
+        self._name = ""
+        self._text: str | None = None
+        self._is_first = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        own = {key: value or "" for key, value in attrs}
+        if tag == "input" and own.get("type") != "file":
+            self.values[own["name"]] = own.get("value", "")
+        elif tag in ("select", "textarea"):
+            self._name, self._is_first = own["name"], True
+            self._text = "" if tag == "textarea" else None
+        elif tag == "option" and (self._is_first or "selected" in own):
+            self._is_first = False
+            self.values[self._name] = own.get("value", "")
+
+    def handle_data(self, data: str) -> None:
+        if self._text is not None:
+            self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea" and self._text is not None:
+            # The line break behind the tag is no part of the text.
+            self.values[self._name] = self._text.removeprefix("\n")
+            self._text = None
+
+
 def key_in(html: str) -> str:
     found = re.search(r'name="key" value="([^"]+)"', html)
     assert found is not None
@@ -83,6 +139,7 @@ def test_the_form_makes_one_job_however_often_it_is_sent(driver: Driver, client:
         ("lora.target_modules", "qproj", "no preset"),
         ("metadata", "no sign", "has no ="),
         ("training.eval_steps", "5", "val_size"),
+        ("preset", "tiny-one", "preset"),
     ],
 )
 def test_what_is_wrong_stands_at_its_field_and_what_was_typed_stays(
@@ -98,6 +155,7 @@ def test_what_is_wrong_stands_at_its_field_and_what_was_typed_stays(
     assert place is not None
     assert said in place[1]
     assert text in answer.text
+    assert Filled(answer.text).values[path] == text
     assert 'value="&lt;b&gt;kept"' in answer.text
     assert client.get("/jobs").json()["data"] == []
 

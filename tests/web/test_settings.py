@@ -5,7 +5,8 @@ import re
 from fastapi.testclient import TestClient
 
 from app.db.engine import Database
-from app.services import keys
+from app.services import keys, sessions
+from app.web import settings
 from tests.services.driver import Driver
 
 
@@ -46,6 +47,32 @@ def test_sign_out_everywhere_ends_every_session(client: TestClient):
     client.post("/ui/settings/sign-out-everywhere", follow_redirects=False)
 
     assert client.get("/ui/settings").status_code == 401
+
+
+def test_a_browser_is_named_and_can_be_signed_out_alone(client: TestClient, database: Database):
+    client.post("/ui/settings/keys", data={"name": "mine"})
+    link = sessions.make_link(database)
+    other = sessions.redeem(database, link)
+    html = client.get("/ui/settings").text
+    place = f"/ui/settings/sessions/{sessions.public_id(other)}/end"
+
+    answers = [client.post(place, follow_redirects=False) for _ in range(2)]
+
+    assert place in html
+    assert html.count("(this browser)") == 1
+    assert [each.status_code for each in answers] == [303, 404]
+    assert sessions.find(database, other) is None
+    assert client.get("/ui/settings").status_code == 200
+
+
+def test_licences_are_told_of_every_package_that_the_service_stands_on():
+    found = {name.lower(): licence for name, _, licence in settings.packages()}
+
+    assert list(found) == sorted(found)
+    # Direct, by an extra that is asked for, and two steps away; none of the tools of development.
+    assert {"fastapi", "kombu", "uvloop", "anyio", "markupsafe", "psycopg-binary"} <= set(found)
+    assert not {"pytest", "ruff", "torch", "lorad"} & set(found)
+    assert all(found.values())
 
 
 def test_storage_versions_and_licences_are_told(client: TestClient, driver: Driver):

@@ -1,6 +1,7 @@
 """Signing in: with a key or a link, for as long as the key lives, and from our own pages only."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 from fastapi.testclient import TestClient
@@ -38,6 +39,30 @@ def test_a_key_opens_the_pages_and_what_their_scripts_ask(client: TestClient, se
     assert "Secure" not in cookie
     assert client.get("/ui/jobs").status_code == 200
     assert client.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("way", ["key", "link"])
+def test_the_cookie_is_secure_where_the_request_came_by_https(
+    make_client: Callable[..., TestClient], database: Database, secret: str, way: str
+):
+    client = make_client()
+    client.base_url = "https://127.0.0.1:8000"
+
+    if way == "key":
+        answer = client.post("/ui/sign-in", data={"key": secret}, follow_redirects=False)
+    else:
+        path = f"/ui/sign-in?once={sessions.make_link(database)}"
+        answer = client.get(path, follow_redirects=False)
+
+    assert answer.status_code == 303
+    assert "Secure" in answer.headers["set-cookie"]
+
+
+def test_the_page_says_how_long_a_sign_in_lasts(client: TestClient, secret: str):
+    page = client.get("/ui/sign-in").text
+
+    assert f"signed in for {sessions.SECONDS // 86_400} days" in page
+    assert f"within {sessions.LINK_SECONDS // 60} minutes" in page
 
 
 def test_a_wrong_key_is_refused_without_being_repeated(client: TestClient, secret: str):
