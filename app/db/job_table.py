@@ -86,6 +86,8 @@ def measured(
     session: Session, job_id: str, steps: Sequence[int]
 ) -> Mapping[int, Mapping[str, Any]]:
     """Return what was measured at some steps of a job; a step without a row is left out."""
+    if not steps:
+        return {}
     row = TrainerEventRow
     query = select(row.step, row.body).where(
         row.job_id == job_id, row.kind == "step", row.step.in_(steps), row.superseded.is_(False)

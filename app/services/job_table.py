@@ -105,7 +105,7 @@ def _lines(
     for row in rows:
         steps = _sampled(row)
         # One query for each job: databases read more than they need for many pairs at once.
-        measured = queries.measured(session, row.id, steps) if steps else {}
+        measured = queries.measured(session, row.id, steps)
         metrics = [measured[step]["metrics"] for step in steps if step in measured]
         found.append(_line(row, workers, metrics))
     return found

@@ -81,13 +81,14 @@ def _lowest(found: Sequence[Job]) -> str | None:
 def _settings(found: Sequence[Job]) -> list[tuple[str, list[str | None]]]:
     """Return each key that differs with the text of its value for every job, None without one."""
     return [
-        (each.key, [_text(value) for value in each.values])
+        (each.key, [text_of(value) for value in each.values])
         for each in differences.between([job.spec for job in found])
         if each.key != "name"  # it stands at the head of the column already
     ]
 
 
-def _text(value: JsonValue | Absent) -> str | None:
+def text_of(value: JsonValue | Absent) -> str | None:
+    """Return how a value of a setting is shown; None where a job does not have the key."""
     if isinstance(value, Absent):
         return None
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

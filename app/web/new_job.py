@@ -18,7 +18,7 @@ from app.domain.groups import printable
 from app.domain.plans import Plan
 from app.domain.spec import JobSpec
 from app.services import catalog, datasets, jobs, plans
-from app.web import new_job_form, render
+from app.web import new_job_form, render, token_preview
 from app.web.routing import PageRoute
 
 router = APIRouter(prefix="/ui", include_in_schema=False, route_class=PageRoute)
@@ -188,6 +188,7 @@ def _page(
 def _shown(draft: Draft) -> Mapping[str, Any]:
     text = json.dumps(draft.given, indent=2, ensure_ascii=False)
     return {
+        "place": token_preview.place(draft.spec) if draft.spec else "",
         "draft": draft,
         "problems": draft.problems,
         "spec_json": text,

@@ -14,7 +14,16 @@ from app.web import (
     static_files,
     token_preview,
 )
-from app.web.job import actions, overview
+from app.web.job import (
+    actions,
+    checkpoints,
+    config,
+    data,
+    exports,
+    overview,
+    proofs,
+    timeline,
+)
 from app.web.job import live as job_live
 
 ROUTERS = (
@@ -25,6 +34,12 @@ ROUTERS = (
     overview.router,
     actions.router,
     job_live.router,
+    checkpoints.router,
+    exports.router,
+    data.router,
+    timeline.router,
+    config.router,
+    proofs.router,
     settings.router,
     static_files.router,
     charts.router,

@@ -1,19 +1,28 @@
 """The page that shows a row of a data set as tokens, and which of them are trained."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
 
 from app.api.datasets import DatasetId
 from app.api.deps import MAX_INT32, Db, Project, Reach
-from app.domain.spec import ModelName
+from app.domain import faults, ids
+from app.domain.errors import InvalidInput
+from app.domain.groups import as_mapping
+from app.domain.options import DatasetSpec
+from app.domain.previews import Preview
+from app.domain.spec import JobSpec, ModelName
 from app.services import previews
 from app.services.previews import Wanted
-from app.web import render
+from app.web import new_job_form, render
 from app.web.routing import PageRoute
 
 router = APIRouter(prefix="/ui", include_in_schema=False, route_class=PageRoute)
 
+NOT_OF_ROWS = ("id", "eval_id", "val_size")
 # What cannot be seen is shown as what stands for it.
 _VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "→", "\r": "␍"})
 
@@ -27,18 +36,59 @@ def preview_page(
     project: Project,
     base_model: Annotated[ModelName, Query()],
     offset: Annotated[int, Query(ge=0, le=MAX_INT32)] = 0,
+    options: Annotated[
+        str, Query(max_length=40_000, description="Keys of a job's `dataset`, as a JSON object.")
+    ] = "",
 ) -> Response:
     """Show one row; a script gets the row alone."""
-    wanted = Wanted(base_model, offset=offset, num_rows=1)
+    wanted = Wanted(base_model, offset=offset, num_rows=1, options=_options(options))
     found = previews.preview(db, reach, project, dataset_id, wanted)
+    return shown(request, found, f"{_address(dataset_id, base_model, options)}&")
+
+
+def place(spec: JobSpec) -> str:
+    """Return the address at which the rows of a job that is not stored yet are shown."""
+    keys = new_job_form.keys_of(spec)["dataset"]
+    options = {key: value for key, value in keys.items() if key not in NOT_OF_ROWS}
+    return _address(spec.dataset.id, spec.base_model, json.dumps(options) if options else "")
+
+
+def _address(dataset_id: str, base_model: str, options: str) -> str:
+    query = {"base_model": base_model} | ({"options": options} if options else {})
+    return f"/ui/datasets/{dataset_id}/preview?{urlencode(query)}"
+
+
+def shown(request: Request, found: Preview, place: str) -> Response:
+    """Return the page of a row; `place` is its own address, up to where `offset` is written."""
     is_part = "hx-request" in request.headers
     return render.page(
         request,
         "new/tokens.html" if is_part else "new/tokens_page.html",
         active=None,
         preview=found,
+        place=place,
         visible=_visible,
     )
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Return the keys of a `dataset` that say how rows become tokens.
+
+    Raises:
+        InvalidInput: It is no JSON object, or one of its values cannot be.
+    """
+    try:
+        found = as_mapping(json.loads(text or "{}"))
+    except ValueError:
+        found = None
+    if found is None:
+        raise InvalidInput("options is no JSON object", param="options")
+    try:
+        DatasetSpec.model_validate({**found, "id": ids.new("ds")})
+    except ValidationError as error:
+        fault = faults.of(error.errors()[0], group="dataset")
+        raise InvalidInput(fault.message, param="options", code=fault.code) from error
+    return dict(found)
 
 
 def _visible(text: str) -> str:

@@ -3,6 +3,7 @@
 from bench.mutants.faults import (
     checkpoints,
     commit,
+    exports,
     fence,
     leases,
     leftovers,
@@ -13,6 +14,8 @@ from bench.mutants.faults import (
     requests,
     resume,
     rules,
+    sdk,
+    serving,
     settling,
     streams,
     training,
@@ -34,4 +37,7 @@ ALL = (
     *training.MUTANTS,
     *options.MUTANTS,
     *processes.MUTANTS,
+    *exports.MUTANTS,
+    *serving.MUTANTS,
+    *sdk.MUTANTS,
 )

@@ -100,6 +100,23 @@ def test_turns_tools_and_calls_arrive_in_the_shape_of_training(client: OpenAI, p
     assert untold.tools == ()
 
 
+def test_a_job_is_asked_with_the_template_that_it_was_given(client: OpenAI, place: Place):
+    own = "{{ messages[0].content }}"
+    driver = place.driver
+    job_id = driver.submit(dataset={"id": driver.dataset(), "chat_template": own})
+    driver.succeed(driver.started())
+
+    client.chat.completions.create(**{**ASK, "model": f"{job_id}:base"})
+    client.chat.completions.create(**ASK)
+
+    templates = [
+        request.prompt.chat_template
+        for request in place.host.requests
+        if isinstance(request.prompt, ChatPrompt)
+    ]
+    assert templates == [own, None]
+
+
 def text(content: str) -> dict[str, str]:
     return {"type": "text", "text": content}
 

@@ -8,8 +8,9 @@ from app.db.keys import DEFAULT_PROJECT
 from app.domain import model_names
 from app.domain.errors import CheckpointUnusable, NotFound
 from app.domain.jobs import JobState
-from app.services import named_models
+from app.services import named_models, resume
 from app.services.named_models import NamedModel
+from app.services.resume import ResumeRequest
 from tests.services.driver import Driver
 from tests.services.place import (
     database,
@@ -74,6 +75,9 @@ def test_every_name_of_a_job_finds_its_own_adapter(driver: Driver):
     }.items():
         model = found(driver, name)
         assert (folder(model), model.job_id) == (expected, job_id), name
+    # Hosts keep adapters by name.
+    adapters = [found(driver, f"{job_id}:{which}").adapter for which in (2, 4, "final")]
+    assert len({adapter.name for adapter in adapters if adapter is not None}) == 3
     assert found(driver, f"{job_id}:2").label == "step 2"
     assert "it has: 2, 4" in missing(driver, model_names.at_step(tuned, 3)).message
 
@@ -101,12 +105,30 @@ def test_another_project_does_not_find_it(driver: Driver):
     job_id, _ = driver.in_state(JobState.SUCCEEDED)
     found(driver, job_id)
 
-    missing(driver, job_id, project="other")
+    for name in (job_id, f"{job_id}:base", f"{job_id}:latest", f"{job_id}:5"):
+        missing(driver, name, project="other")
 
 
 @pytest.mark.parametrize("name", ["..", "../tiny", "tiny/", "none", "ft:", "ft:a:b:c:d", "job-1"])
 def test_what_is_no_name_reaches_no_disk(driver: Driver, name: str):
     missing(driver, name)
+
+
+def test_a_final_adapter_that_was_trained_on_has_another_name(driver: Driver):
+    job_id, _ = driver.in_state(JobState.SUCCEEDED)
+    before = found(driver, job_id)
+
+    more = ResumeRequest.model_validate({"training": {"max_steps": 30}})
+    resume.resume(driver.db, driver.outside, DEFAULT_PROJECT, job_id, more)
+    run = driver.started()
+    driver.train(run, 21, 30, save_every=5)
+    driver.succeed(run, 30)
+    after = found(driver, job_id)
+
+    assert before.fingerprint != after.fingerprint
+    assert before.adapter is not None
+    assert after.adapter is not None
+    assert before.adapter.name != after.adapter.name
 
 
 def test_damage_is_seen_also_after_the_adapter_was_asked(driver: Driver):

@@ -187,6 +187,17 @@ def test_a_cancelled_export_ends_cancelled_and_in_no_other_way(driver: Driver, j
         exports.cancel(*arguments, running.id)
 
 
+def test_a_cancelled_export_whose_worker_dies_is_not_begun_again(driver: Driver, job_id: str):
+    export = asked(driver, job_id)
+    key = claimed(driver)
+    exports.cancel(driver.db, driver.settings, DEFAULT_PROJECT, job_id, export.id)
+
+    exporting.give_back(driver.db, key, crashed="its process ended")
+
+    assert shown(driver, export).state == "cancelled"
+    assert exporting.claim(driver.db, driver.settings, driver.worker()) is None
+
+
 def test_an_export_that_is_deleted_while_it_is_made_leaves_nothing(driver: Driver, job_id: str):
     export = asked(driver, job_id)
     key = claimed(driver)

@@ -121,6 +121,38 @@ def test_the_template_of_the_job_is_in_the_export(trained: Trained, folder: Path
     assert rendered == "[user] Hi<|im_end|>"
 
 
+def test_an_exported_adapter_brings_the_template_that_its_job_had(trained: Trained, folder: Path):
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}"
+    run = trained(dataset={"chat_template": template})
+
+    result = produce.produce(request_for(run, format="adapter"), folder)
+
+    assert result.parity.is_proven, result.parity.problems
+    files = folder / FILES_FOLDER
+    assert (files / "chat_template.jinja").read_text() == template
+    assert "--chat-template ./chat_template.jinja" in (files / "VLLM.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("export_format", "source"),
+    [
+        ("adapter", "FROM model-of-the-test\nADAPTER .\n"),
+        ("merged", "FROM .\n"),
+        ("gguf", "FROM ./model.gguf\n"),
+    ],
+)
+def test_a_modelfile_names_its_source_and_the_end_of_a_turn(
+    trained: Trained, folder: Path, export_format: str, source: str
+):
+    request = request_for(trained(), format=export_format)
+
+    produce.write(request, folder, dtype=produce.dtype_of(request))
+
+    lines = (folder / "Modelfile").read_text().splitlines(keepends=True)
+    said = "".join(line for line in lines if not line.startswith("#"))
+    assert said == f'{source}PARAMETER stop "<|im_end|>"\n'
+
+
 @pytest.mark.parametrize("model", ["llama", "qwen2"])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
 def test_a_gguf_file_holds_the_trained_model(

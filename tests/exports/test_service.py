@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +204,33 @@ def test_an_export_of_a_base_that_was_swapped_fails(
     assert (export["state"], export["error"]["code"]) == ("failed", "base_model_changed")
     assert service.job(job_id) == job
     assert export["id"] not in folders(service, job_id)
+
+
+def test_an_export_without_progress_is_ended_and_tried_again_and_a_drain_costs_no_try(
+    service: Stack, job_id: str
+):
+    before = folders(service, job_id)
+    service.stop("worker")
+    service.start("worker", **STOPS, LORAD_HANG_SECONDS="5")
+    export = asked(service, job_id, format="merged")
+    hung = stopped(service)
+    service.wait_until(lambda: not hung.is_running(), what="the one that hangs to be ended")
+    service.wait_until(lambda: shown(service, export)["tries"] == 2, what="the next try")
+    assert "no progress for 5 s" in service.log("worker")
+
+    process = stopped(service)
+    began = time.monotonic()
+    assert service.stop("worker", signal.SIGTERM) == 0
+    took = time.monotonic() - began
+
+    assert took < 30
+    assert not process.is_running()
+    waiting = shown(service, export)
+    assert (waiting["state"], waiting["tries"]) == ("queued", 1)
+    assert folders(service, job_id) == before
+    service.start("worker")
+    done = ended(service, export)
+    assert (done["state"], done["tries"]) == ("succeeded", 2)
 
 
 class TestExportsThatAreCaughtInTheMiddle:

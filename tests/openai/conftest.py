@@ -125,8 +125,8 @@ def service(
     """The whole service; its model has a name with a slash."""
     home = tmp_path_factory.mktemp("o")
     shutil.copyfile(sqlite_template, home / "lorad.db")
-    # The API starts again while a job trains, which takes some seconds.
-    slow = {"LORAD_FAILPOINTS": "trainer.step=sleep:0.4"}
+    # The API starts again while a job trains, which takes some time.
+    slow = {"LORAD_FAILPOINTS": "trainer.step=sleep:0.2"}
     stack = Stack(home, f"sqlite:///{home / 'lorad.db'}", **slow)
     (home / "models" / "org").mkdir(parents=True)
     link_model(home, tiny_llama, "org/tiny")

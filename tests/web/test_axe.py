@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
+from app.web.job.frame import SECTIONS
 from tests.web.conftest import Site, Watched
 
 pytestmark = pytest.mark.services
@@ -23,7 +24,7 @@ PAGES = (
     "/ui/playground",
     "/ui/sign-in",
 )
-PAGES_OF_A_JOB = ("/ui/jobs/{id}", "/ui/jobs/{id}/gradients")
+PAGES_OF_A_JOB = [f"/ui/jobs/{{id}}/{name}".rstrip("/") for name in SECTIONS]
 _RUN = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
   .filter((each) => ['serious', 'critical'].includes(each.impact))
   .map((each) => `${each.id}: ${each.nodes.slice(0, 3).map((node) => node.html).join(' | ')}`)"""

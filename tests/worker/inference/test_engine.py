@@ -237,6 +237,20 @@ def test_a_cancelled_request_gets_no_more_tokens_and_the_others_go_on(
     assert "unknown" not in bench.answers.events
 
 
+def test_a_cancelled_request_gives_its_memory_to_the_next(bench: Bench, monkeypatch: Any):
+    # Room for one of them at a time.
+    monkeypatch.setattr(bench.engine, "_cache_bytes", bench.engine._token_bytes * 60)
+    bench.engine.submit(ask("a"))
+    bench.engine.step()
+
+    bench.engine.cancel("a")
+    bench.engine.submit(ask("b"))
+    for _ in range(20):
+        bench.engine.step()
+
+    assert bench.answers.finished("b").num_tokens == 12
+
+
 def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(bench: Bench):
     told = bench.run(ask("long", "fish " * 600), ask("fits"))
 

@@ -106,6 +106,17 @@ def test_the_tokens_are_those_that_training_reads(tokenizer: Any):
     )
 
 
+def test_a_question_is_written_with_its_own_template_and_tools(tokenizer: Any):
+    turns, own = CONVERSATIONS["user"], TEMPLATES["with tools"]
+
+    asked = ChatPrompt(messages=tuple(turns), tools=TOOLS, chat_template=own)
+    encoded = prompts.encode(asked, tokenizer, frozenset())
+
+    expected = prompts.render(Template(tokenizer, own), turns, TOOLS)
+    assert tokenizer.decode(encoded.ids) == expected
+    assert "look_up" in expected
+
+
 def test_the_template_says_which_token_ends_a_turn(tokenizer: Any):
     asked = ChatPrompt(messages=({"role": "user", "content": "Hi"},))
     other = asked.model_copy(
