@@ -41,13 +41,13 @@ Text = Annotated[str, Form(max_length=20)]
 @router.post("/jobs/{job_id}/pause")
 def pause_job(request: Request, db: Db, reach: Reach, project: Project, job_id: JobId) -> Response:
     jobs.pause(db, reach, project, job_id)
-    return frame.back(request, job_id)
+    return frame.stay(request, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(request: Request, db: Db, reach: Reach, project: Project, job_id: JobId) -> Response:
     jobs.cancel(db, reach, project, job_id)
-    return frame.back(request, job_id)
+    return frame.stay(request, job_id)
 
 
 @router.post("/jobs/{job_id}/delete")

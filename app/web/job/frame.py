@@ -42,6 +42,13 @@ def back(request: Request, job_id: str, section: str = "") -> Response:
     return to(request, f"/ui/jobs/{job_id}" + (f"/{section}" if section else ""))
 
 
+def stay(request: Request, job_id: str) -> Response:
+    """Stay where htmx asked from, which the live stream renews; a form goes back to the job."""
+    if "hx-request" in request.headers:
+        return HTMLResponse("", headers=render.HEADERS)
+    return back(request, job_id)
+
+
 def to(request: Request, path: str) -> Response:
     """Go to a page; htmx, which would show the answer in place, is told to open it."""
     if "hx-request" in request.headers:
