@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def with_transcripts(page: str) -> str:
         shutil.copytree(ROOT / "examples" / "data", work / "data")
         for file in _FILE.finditer(page):
             (work / file["name"]).write_text(file["text"], "utf-8")
-        with _service(folder) as environment:
+        with service(folder) as environment:
             session = _Session(work, environment, folder)
             return _BLOCK.sub(lambda block: session.transcript(block["command"]), page)
 
@@ -171,7 +171,7 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _service(folder: Path) -> Iterator[dict[str, str]]:
+def service(folder: Path) -> Generator[dict[str, str]]:
     """Run `lorad up` on a home of its own; yield the environment of its users."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
@@ -203,7 +203,7 @@ def _service(folder: Path) -> Iterator[dict[str, str]]:
 
 def main() -> None:
     """Write docs/cli.md again."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--reference", action="store_true", help="write the reference alone")
     page = with_reference(PAGE.read_text("utf-8"))
     if not parser.parse_args().reference:

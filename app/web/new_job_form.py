@@ -42,6 +42,7 @@ class Field:
     choices: tuple[Choice, ...]
     limits: str
     is_nullable: bool
+    is_required: bool
     is_refused: bool
     """Whether every value but the default is refused as not available."""
 
@@ -103,6 +104,7 @@ def _field(path: str, field: FieldInfo, schema: Mapping[str, Any]) -> Field:
         choices=tuple(Choice(text_of(each), each not in refused) for each in values),
         limits=", ".join(limit for kind in kinds for limit in _limits(kind)),
         is_nullable=any(kind.get("type") == "null" for kind in kinds),
+        is_required=field.is_required(),
         is_refused=marker is not None and not marker.values,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine, event
 
 from tests.openai.conftest import lines
 from tests.services.driver import Driver
@@ -60,13 +61,16 @@ def test_nothing_of_another_project_is_found_listed_or_trained_on(
         lambda: jobs.cancel(job.id),
         lambda: jobs.list_events(job.id),
         lambda: jobs.checkpoints.list(job.id),
-        lambda: make_job(training_file=job.training_file),
         lambda: client.models.retrieve(job.fine_tuned_model or ""),
     ):
         with pytest.raises(openai.NotFoundError):
             ask()
     assert [files.list().data, jobs.list().data] == [[], []]
     assert [model.id for model in client.models.list()] == ["tiny"]
+    for param in ("training_file", "validation_file"):
+        with pytest.raises(openai.NotFoundError) as refused:
+            make_job(**{param: job.training_file})
+        assert (refused.value.param, refused.value.code) == (param, "file_not_found")
 
 
 def test_a_repeated_request_finds_no_job_of_another_project(
@@ -92,3 +96,31 @@ def test_what_was_asked_long_ago_is_no_repeated_request(
     driver.sql("UPDATE jobs SET created_at = '2020-01-01 00:00:00'")
 
     assert make_job(training_file=file.id, extra_headers=again).id != first.id
+
+
+def test_a_longer_list_of_files_costs_no_more_queries(
+    http: TestClient, succeeded: Callable[..., str]
+):
+    asked: list[str] = []
+
+    def look(*given: Any) -> None:
+        asked.append(given[2])
+
+    def cost() -> tuple[int, int]:
+        # What results measure never changes: it is found out once, and not counted here.
+        http.get("/v1/files").raise_for_status()
+        asked.clear()
+        return len(http.get("/v1/files").json()["data"]), len(asked)
+
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        succeeded()
+        few = cost()
+        for _ in range(4):
+            succeeded()
+        many = cost()
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
+
+    assert (few[0], many[0]) == (2, 10)
+    assert 0 < many[1] == few[1] <= 7

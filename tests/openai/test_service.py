@@ -178,9 +178,28 @@ def look_at_what_it_made(client: openai.OpenAI, restarted: Restarted, done: Any)
     assert NUM_STEPS in [each.step_number for each in checkpoints]
     for name in (MODEL, done.fine_tuned_model, checkpoints[-1].fine_tuned_model_checkpoint):
         assert restarted(client.models.retrieve, name).id == name
+    look_at_an_answer(client, restarted, done.fine_tuned_model)
     table = restarted(client.files.content, done.result_files[0]).text
     rows = list(csv.DictReader(io.StringIO(table)))
     assert [int(row["step"]) for row in rows] == list(range(1, NUM_STEPS + 1))
+
+
+def look_at_an_answer(client: openai.OpenAI, restarted: Restarted, model: str) -> None:
+    """Check that a model answers the same after the API was killed, whole and in pieces."""
+    ask: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": "What is 1?"}],
+        "max_tokens": 6,
+        "temperature": 0,
+    }
+    whole = restarted(client.chat.completions.create, **ask)
+    chunks = restarted(client.chat.completions.create, **ask, stream=True)
+
+    assert (whole.model, whole.choices[0].finish_reason) == (model, "length")
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 6
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "".join(pieces) == whole.choices[0].message.content != ""
 
 
 def test_the_async_client_does_the_same(service: Stack):

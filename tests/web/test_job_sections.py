@@ -73,6 +73,7 @@ def test_what_is_set_and_what_is_default_is_told_apart(client: TestClient, drive
     assert "<strong>you</strong>" in rows["training.learning_rate"]
     assert "instead of" in rows["training.learning_rate"]
     assert "<strong>you</strong>" in rows["priority"]
+    assert "default" in rows["metadata"]
     assert "default" in rows["training.weight_decay"]
     differing = html[html.index("What differs") : html.index("Keys of")]
     assert re.findall(r"<code>([\w.]+)</code>", differing) == ["training.max_steps"]

@@ -67,7 +67,8 @@ def _groups(job: Job) -> list[tuple[str, list[Row]]]:
         for field in section.fields:
             group, _, key = field.path.rpartition(".")
             value = new_job_form.text_of(whole[group][key] if group else whole[key])
-            rows.append(Row(field.path, value, field.default or None, field.help))
+            default = None if field.is_required else field.default
+            rows.append(Row(field.path, value, default, field.help))
         found.append((section.name, rows))
     return found
 

@@ -24,7 +24,7 @@ MUTANTS = (
                 _MERGED,
                 "    adapted = live.attach(base, request.adapter_folder)\n"
                 "    for module in adapted.modules():\n"
-                '        if hasattr(module, "scaling"):\n'
+                '        if isinstance(getattr(module, "scaling", None), dict):\n'
                 "            module.scaling = dict.fromkeys(module.scaling, 1.0)\n"
                 "    merged = adapted.merge_and_unload()\n",
             )

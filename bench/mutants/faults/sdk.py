@@ -67,9 +67,9 @@ MUTANTS = (
         tests=[_OTHERS],
     ),
     Mutant(
-        name="trained-on-another-projects-file",
+        name="another-projects-file-under-our-name",
         violates="OpenAI's clients",
-        breaks="A job trains on another project's file.",
+        breaks="Whoever trains on another project's file is told of a key that they did not send.",
         edits=[
             edit(
                 f"{_SERVICES}/fine_tuning.py",
