@@ -41,13 +41,12 @@ def site(tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def watched(site: Up) -> Watched:
-    return Watched(urlsplit(site.url).netloc)
+    return Watched(urlsplit(str(site.url)).netloc)
 
 
 def test_a_user_walks_from_the_form_to_a_comparison(site: Up, visit: Callable[..., Page]):
     page = visit("/ui/new")
     job = submit_by_keys(page)
-    path = f"/ui/jobs/{job}"
 
     # Points arrive without a reload, then the job is paused and goes on from an earlier step.
     page.evaluate("() => { window.isSamePage = true; }")
@@ -64,6 +63,13 @@ def test_a_user_walks_from_the_form_to_a_comparison(site: Up, visit: Callable[..
     assert page.evaluate(_STEPS) == list(range(1, 13))
     assert page.title().startswith("succeeded")
 
+    see_the_sections(page)
+    chat(page)
+    compare_with_a_duplicate(page, job)
+
+
+def see_the_sections(page: Page) -> None:
+    """Open the sections of the finished job by its tabs, up to the link that tries a step."""
     tabs = page.get_by_role("navigation", name="Sections of the job")
     tabs.get_by_role("link", name="Gradients").click()
     until(page, "document.querySelector('grad-heatmap output').value.includes('layer 29')")
@@ -76,9 +82,11 @@ def test_a_user_walks_from_the_form_to_a_comparison(site: Up, visit: Callable[..
     expect(page.locator("main")).to_contain_text("Output of attempt 2")
     tabs.get_by_role("link", name="Checkpoints").click()
     page.get_by_role("link", name="Try: step 8").click()
-    chat(page)
 
-    page.goto(path)
+
+def compare_with_a_duplicate(page: Page, job: str) -> None:
+    """Start the job once more from its form and look at both side by side."""
+    page.goto(f"/ui/jobs/{job}")
     page.get_by_role("link", name="Duplicate").click()
     page.get_by_role("button", name="Start job").click()
     page.wait_for_url(re.compile("/ui/jobs/job-"))

@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 from app.api.deps import Config, Db, JobId, Project
 from app.domain import differences
 from app.domain.jobs import Job
+from app.domain.spec import JobSpec
 from app.services import jobs
 from app.web import compare, new_job_form
 from app.web.job import frame
@@ -26,7 +27,9 @@ class Row:
     key: str
     value: str
     default: str | None
-    """Text of the default; None for a key that every job has to give."""
+    """Text that it has where nothing is written; None for a key that every job has to give."""
+    follows: str
+    """What it follows from, where it is written nowhere and is not the plain default."""
     help: str
 
     @property
@@ -61,14 +64,22 @@ def config_page(
 
 def _groups(job: Job) -> list[tuple[str, list[Row]]]:
     whole = job.spec.model_dump(mode="json")
+    given = {"base_model": job.spec.base_model, "dataset": {"id": job.spec.dataset.id}}
+    leading = {"preset": job.spec.preset, "adapter": job.spec.adapter}
+    # What the same job has when nothing but its preset and its adapter is written.
+    unwritten = JobSpec.model_validate({**given, **leading}).model_dump(mode="json")
     found: list[tuple[str, list[Row]]] = []
     for section in new_job_form.sections():
         rows: list[Row] = []
         for field in section.fields:
             group, _, key = field.path.rpartition(".")
             value = new_job_form.text_of(whole[group][key] if group else whole[key])
-            default = None if field.is_required else field.default
-            rows.append(Row(field.path, value, default, field.help))
+            default = plain = None if field.is_required else field.default
+            if group and default is not None:
+                default = new_job_form.text_of(unwritten[group][key])
+            leader = "preset" if group == "lora" else "adapter"
+            follows = "" if default == plain else f"{leader}: {leading[leader]}"
+            rows.append(Row(field.path, value, default, follows, field.help))
         found.append((section.name, rows))
     return found
 

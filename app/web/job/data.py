@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse
 
 from app.api.deps import MAX_INT32, Config, Db, JobId, Project, Reach
 from app.domain.errors import NotFound
-from app.services import datasets, jobs, previews, reports
+from app.services import datasets, jobs, previews, raw_rows, reports
 from app.services.previews import Wanted
 from app.web import token_preview
 from app.web.job import frame
@@ -46,6 +46,10 @@ def tokens_page(
     """Show one row as this job trains on it: with its template, its length and its mask."""
     spec = jobs.get(db, config, project, job_id).spec
     options = spec.dataset.model_dump(mode="json", exclude=set(token_preview.NOT_OF_ROWS))
-    wanted = Wanted(spec.base_model, offset=offset, num_rows=1, options=options)
+    shown = token_preview.within_limit(options)
+    wanted = Wanted(spec.base_model, offset=offset, num_rows=1, options=shown)
     found = previews.preview(db, reach, project, spec.dataset.id, wanted)
-    return token_preview.shown(request, found, f"/ui/jobs/{job_id}/tokens?")
+    raw = raw_rows.at(db, config, project, spec.dataset.id, offset)
+    return token_preview.shown(
+        request, found, f"/ui/jobs/{job_id}/tokens?", raw, max_length=spec.dataset.max_length
+    )

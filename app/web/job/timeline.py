@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.api.deps import MAX_INT32, MAX_INT64, Config, Db, JobId, Project
@@ -61,7 +61,9 @@ def new_output(
     job_id: JobId,
     attempt: Attempt = None,
     offset: Annotated[int, Query(ge=0, le=MAX_INT64, description="From here on.")] = 0,
-) -> HTMLResponse:
-    """Answer what an attempt printed since, and where to ask for more."""
+) -> Response:
+    """Answer what an attempt printed since, and where to ask for more; nothing when all is told."""
     part = output.part_after(db, config, project, job_id, attempt=attempt, offset=offset)
+    if part.is_open and not part.text:
+        return Response(status_code=204, headers=render.HEADERS)  # what asks stays and asks again
     return render.page(request, "job/log_part.html", job_id=job_id, part=part)

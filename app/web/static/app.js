@@ -83,11 +83,12 @@ function subscribe(url, handlers, cursor) {
 }
 
 let stop;
+let place;
 
 // Again after a filter has put another table in the place of this one.
 function follow() {
   stop?.();
-  const place = document.querySelector('[data-follow]');
+  place = document.querySelector('[data-follow]');
   stop = place && subscribe(place.dataset.follow, {
     tab({ kind, text }) { setStatus(kind, text); },
     gone({ id }) { document.querySelector(`#line-${id}`)?.classList.add('quiet'); },
@@ -105,7 +106,7 @@ function follow() {
 }
 
 follow();
-document.addEventListener('htmx:after:swap', follow);
+document.addEventListener('htmx:after:swap', () => place?.isConnected || follow());
 
 document.addEventListener('click', async ({ target }) => {
   const button = target.closest?.('[data-copy]');
