@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+import psutil
 import pytest
 
 from app.cli import main
@@ -172,6 +173,17 @@ class Terminal:
                 self.shown += CUT.sub("", os.read(self._master, 65_536).decode())
         self._seen = self.shown.index(text, self._seen) + len(text)
 
+    def wait_until_idle(self) -> None:
+        """Wait until it waits for a key.
+
+        CPython's `input` loses a signal that comes between its prompt and its wait.
+        """
+        process = psutil.Process(self.process.pid)
+        deadline = time.monotonic() + 20
+        while process.status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < deadline, self.shown
+            time.sleep(0.01)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -208,6 +220,7 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat(
     terminal.type("again\n")
     terminal.wait_for("base: again")
     terminal.wait_for("> ")
+    terminal.wait_until_idle()
     terminal.process.send_signal(signal.SIGINT)
 
     assert terminal.process.wait(10) == 130

@@ -155,14 +155,18 @@ def test_a_zoom_asks_for_finer_points_and_the_way_back_is_the_browsers(
     page = visit(f"/ui/jobs/{long_job}")
     before = shown(page)["data"]["step"]
     assert len(before) <= 2000
-    box = page.locator("figure .u-over").first.bounding_box()
+    plot = page.locator("figure .u-over").first
+    box = plot.bounding_box()
     assert box
 
+    # `drag_to` looks for the plot once more: it may have moved since the page was drawn first.
     with page.expect_response(lambda answer: "from_step=" in answer.url) as asked:
-        page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 50)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 60, steps=5)
-        page.mouse.up()
+        plot.drag_to(
+            plot,
+            source_position={"x": box["width"] * 0.4, "y": 50},
+            target_position={"x": box["width"] * 0.6, "y": 60},
+            steps=5,
+        )
     finer = asked.value.json()["columns"]["step"]
 
     assert len(finer) > sum(finer[0] <= step <= finer[-1] for step in before)
