@@ -174,7 +174,7 @@ def _start(settings: "Settings", children: list[Child], stop: _Stop) -> None:
     at = "" if settings.port == 8000 else f"LORAD_API_URL={url} "
     lorad = _command()
     output.say(f"lorad is up: {settings.slots} slot(s), home {settings.home}")
-    output.say(f"  the dashboard    {url}{_dashboard(settings)}")
+    _show_dashboard(settings, url)
     output.say(f"  the whole API    {url}/openapi.json")
     output.say(f"  add a model      {lorad} models add smollm2 --home {settings.home}")
     output.say(f"  submit a job     {at}{lorad} submit examples/quickstart.yaml --watch")
@@ -182,12 +182,20 @@ def _start(settings: "Settings", children: list[Child], stop: _Stop) -> None:
     output.say("Ctrl-C drains: running jobs save and go on at the next start.")
 
 
-def _dashboard(settings: "Settings") -> str:
-    """Return the path of the pages; where a key is needed, one that signs in once."""
+def _show_dashboard(settings: "Settings", url: str) -> None:
+    """Tell the address of the pages; where a key is needed, one that signs in once."""
     from app.cli import database
+    from app.services import sessions
 
     link = database.sign_in_link(settings)
-    return "/ui/jobs" if link is None else f"/ui/sign-in?once={link}"
+    output.say(
+        f"  the dashboard    {url}{'/ui/jobs' if link is None else f'/ui/sign-in?once={link}'}"
+    )
+    if link is not None:
+        minutes, days = sessions.LINK_SECONDS // 60, sessions.SECONDS // 86_400
+        output.say(
+            f"                   signs one browser in, within {minutes} min, for {days} days"
+        )
 
 
 def _command() -> str:

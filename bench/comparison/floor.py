@@ -33,7 +33,3 @@ def step_flops(shape: Shape, lengths: Sequence[int], num_targets: int) -> float:
     attention = 7 * shape.attention_width * shape.num_layers * pairs
     head = 4 * shape.vocabulary * shape.hidden_size * num_targets
     return float(num_tokens * per_token + attention + head)
-
-
-def floor_seconds(flops: float, flops_per_second: float) -> float:
-    return flops / flops_per_second

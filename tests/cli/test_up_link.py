@@ -50,7 +50,8 @@ def printed_link(process: subprocess.Popen[str]) -> str:
     said = ""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stderr, selectors.EVENT_READ)
-        while not (found := re.search(r"the dashboard +(\S+)\n", said)):
+        wanted = r"the dashboard +(\S+)\n +signs one browser in, within 15 min, for 14 days\n"
+        while not (found := re.search(wanted, said)):
             assert selector.select(timeout=30), said
             said += os.read(process.stderr.fileno(), 10_000).decode()
     return found[1]

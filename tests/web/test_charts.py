@@ -90,27 +90,36 @@ def picture(page: Page) -> str:
     return page.evaluate("document.querySelector('figure canvas').toDataURL()")
 
 
-def start_training(site: Site, model: Path) -> str:
-    """Submit a real job of sixty steps, with a worker to train it."""
-    link_model(site.home, model)
+@pytest.fixture(scope="module")
+def trainee(site: Site, long_job: str, tiny_llama: Path) -> str:
+    """The name of a model, with a worker to train it: started after nobody trained `long_job`."""
+    link_model(site.home, tiny_llama)
     site.start("worker")
-    training = {"max_steps": 60, "save_steps": 10, "eval_steps": 20, "save_total_limit": None}
+    return tiny_llama.name
+
+
+def start_training(site: Site, model: str, max_steps: int = 60) -> str:
+    """Submit a real job."""
+    training = {"max_steps": max_steps, "save_steps": 10, "eval_steps": 20}
     return site.submit(
         {
-            "base_model": model.name,
+            "base_model": model,
             "dataset": {"id": site.upload(_ROWS), "val_size": 4},
-            "training": {**training, "per_device_train_batch_size": 2},
+            "training": {
+                **training,
+                "save_total_limit": None,
+                "per_device_train_batch_size": 2,
+            },
             "monitoring": {"gradient_flow_steps": 10},
         }
     )
 
 
-@pytest.mark.usefixtures("long_job")  # made before there is a worker who could take it
 def test_points_arrive_live_and_a_resume_leaves_one_line_with_a_seam(
-    site: Site, visit: Callable[..., Page], watched: Watched, tiny_llama: Path
+    site: Site, visit: Callable[..., Page], watched: Watched, trainee: str
 ):
     watched.allowed = ("ERR_",)  # the server goes away and comes back
-    job_id = start_training(site, tiny_llama)
+    job_id = start_training(site, trainee)
     page = visit(f"/ui/jobs/{job_id}")
     assert "No points yet" in page.content()
     page.evaluate("window.isSamePage = true")
@@ -147,6 +156,26 @@ def test_points_arrive_live_and_a_resume_leaves_one_line_with_a_seam(
         )
         > 5
     )
+
+
+def test_a_comparison_shows_new_points_by_itself(
+    site: Site, long_job: str, trainee: str, visit: Callable[..., Page]
+):
+    job_id = start_training(site, trainee, max_steps=4000)
+    site.wait_for_step(job_id, 2)
+    page = visit(f"/ui/compare?job={job_id}&job={long_job}")
+    page.evaluate("() => { window.isSamePage = true; }")
+    drawn = shown(page)["data"]["step"]
+    before = picture(page)
+
+    until(page, f"{_TAIL}.at(-1) > {drawn[-1]}", seconds=20)
+
+    assert page.evaluate("() => window.isSamePage")
+    assert page.evaluate(_TAIL)[: len(drawn)] == drawn
+    page.wait_for_timeout(100)  # a frame or two
+    assert picture(page) != before
+    site.post(job_id, "cancel")
+    site.wait_for_state(job_id, "cancelled")
 
 
 def test_a_zoom_asks_for_finer_points_and_the_way_back_is_the_browsers(

@@ -15,6 +15,12 @@ from app.services import raw_rows
 from tests.services.driver import Driver
 from tests.web.conftest import Site
 
+# How far the end of the log is below what is seen of it.
+_BELOW = (
+    "(({bottom}) => document.querySelector('pre code').getBoundingClientRect().bottom - bottom)"
+    "(document.querySelector('pre').getBoundingClientRect())"
+)
+
 
 @pytest.mark.parametrize(
     "options",
@@ -126,8 +132,9 @@ def test_output_comes_by_itself_while_a_job_runs_and_rows_have_tokens_beside_the
 
     for text in ("<b>first</b> from the test", "second from the test"):
         with log.open("a") as file:
-            file.write(f"{text}\n")
+            file.write("many\n" * 100 + f"{text}\n")
         expect(page.locator("pre")).to_contain_text(text, timeout=10_000)
+        assert page.evaluate(_BELOW) < 5  # pixels
     assert page.evaluate("() => window.isSamePage")
     assert streams == []  # the stream of the head goes on and is not opened again
     site.post(job_id, "cancel")
