@@ -12,12 +12,14 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
-from app.cli import actions, output, tether, watch
+from app.cli import actions, output, screens, tether, watch
 from app.cli.client import Client
 from app.cli.exits import ExitCode
 from app.cli.serve import require_free
 from app.domain.errors import LoradError
+from app.domain.evaluations import Evaluation
 from app.domain.jobs import Job, JobState
 from app.domain.metrics import StepMetrics
 
@@ -107,7 +109,7 @@ def train(client: Client) -> Job:
 
     title(f"5. Resume from the checkpoint of step {step}")
     client.resume(job.id, checkpoint=step)
-    with watch.screen() as screen:
+    with screens.screen() as screen:
         job = watch.follow(client, job.id, screen, until_paused=False)
     if job.state != JobState.SUCCEEDED:
         raise LoradError(watch.describe(job))
@@ -126,18 +128,24 @@ class PausingScreen:
     """The normal screen, which asks for a pause when a step is reached."""
 
     def __init__(self, client: Client, job_id: str, *, at_step: int) -> None:
-        self._screen = watch.screen()
+        self._screen = screens.screen()
         self._client = client
         self._job_id = job_id
         self._at_step = at_step
         self._is_asked = False
 
-    def __enter__(self) -> "PausingScreen":
+    def __enter__(self) -> Self:
         self._screen.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._screen.__exit__(*error)
+
+    def state(self, job: Job) -> None:
+        self._screen.state(job)
+
+    def remember(self, metrics: StepMetrics) -> None:
+        self._screen.remember(metrics)
 
     def progress(self, metrics: StepMetrics, *, total: int | None, eta_seconds: float) -> None:
         self._screen.progress(metrics, total=total, eta_seconds=eta_seconds)
@@ -145,6 +153,9 @@ class PausingScreen:
             self._is_asked = True
             self.note(f"POST /jobs/{self._job_id}/pause")
             self._client.pause(self._job_id)
+
+    def evaluation(self, found: Evaluation) -> None:
+        self._screen.evaluation(found)
 
     def note(self, message: str) -> None:
         self._screen.note(message)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from app.cli.client import Client
+from examples import demo
 from tests.fixtures.stack import Stack, link_model
 
 pytestmark = pytest.mark.services
@@ -41,3 +43,20 @@ def test_the_openai_walk_runs_with_a_base_url_and_a_key_only(
     said = [line.partition(": ")[0] for line in walk.stdout.splitlines()]
     assert "smollm2-135m-instruct" in said
     assert any(name.startswith("ft:smollm2-135m-instruct:") for name in said)
+
+
+def test_the_demo_pauses_its_job_and_goes_on_from_a_checkpoint(
+    make_stack: Callable[..., Stack], tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+):
+    stack = make_stack(**SLOW)
+    link_model(stack.home, tiny_llama, demo.MODEL)
+
+    with Client(f"http://127.0.0.1:{stack.port}") as client:
+        job = demo.train(client)
+        demo.summarize(client, job, stack.home)
+
+    assert (job.state, job.step, job.attempt) == ("succeeded", job.total_steps, 2)
+    told = capsys.readouterr()
+    assert "state paused" in told.out
+    assert f"{job.total_steps} in" in told.out
+    assert f"POST /jobs/{job.id}/pause" in told.err
